@@ -1,0 +1,55 @@
+"""Bias-corrected exponential moving averages of operators.
+
+    m_t = m_{t-1} + c_t (x_t − m_{t-1}),    c_t = (1 − β) / (1 − βᵗ)
+
+equals the usual average divided by 1 − βᵗ (Kingma & Ba 2015), so it is unbiased from the first value on, with no memory of an
+arbitrary start (kfac-pytorch starts from the identity). Members of a stack that saw nothing keep their average and their age.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from heatbath.operators import Kronecker, map_tensors
+
+
+def update_average(
+    mean: Kronecker | None, batch: Kronecker, *, ages: list[int], seen: Sequence[bool], decay: float
+) -> Kronecker:
+    """Fold one batch of factors into the running mean.
+
+    Members with a NaN or inf keep their old mean (decided on the device; their age still advances).
+
+    Args:
+        mean: the mean so far, stack `[L]`, or None at first.
+        batch: factors of this batch, stack `[L]`.
+        ages: how many batches each member has seen; advanced in place.
+        seen: which members of `batch` hold data.
+        decay: β in [0, 1).
+    """
+    if mean is None:
+        mean = map_tensors(torch.zeros_like, batch)
+    weights = []
+    for i, is_seen in enumerate(seen):
+        ages[i] += is_seen
+        weights.append((1 - decay) / (1 - decay ** ages[i]) if is_seen else 0.0)
+    if not any(seen):
+        return mean
+    sample = batch.left.trace() + batch.right.trace()
+    finite = torch.isfinite(sample)
+    weight = torch.where(finite, _as_tensor(weights, sample), 0.0)
+
+    def lerp(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        shape = (-1,) + (1,) * (old.ndim - 1)
+        return torch.lerp(old, torch.where(finite.view(shape), new, 0.0), weight.view(shape).expand_as(old))
+
+    return map_tensors(lerp, mean, batch)
+
+
+def _as_tensor(weights: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    """Host numbers as a device tensor; one fill where they agree, which needs no copy."""
+    if len(set(weights)) == 1:
+        return torch.full_like(like, weights[0])
+    return torch.tensor(weights, dtype=like.dtype).to(like.device, non_blocking=True)

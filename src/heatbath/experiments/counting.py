@@ -1,0 +1,88 @@
+"""How much work a training step asks of digital hardware, apart from the curvature.
+
+A dispatch mode watches one forward and one backward pass and counts every product with its shape, by the formulas that
+torch registers for its own flop counter, and every other operation as an elementwise pass over what it writes. Views are
+free. What an optimizer does per parameter is counted from its update rule.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from heatbath.experiments.experiment import Loss
+from heatbath.work import Kernel, Work, elementwise, matmul
+
+# Operations and numbers (read + written) per parameter of one update, from the update rules.
+UPDATES = {"SGD": (5, 5), "Adam": (14, 7), "AdamW": (16, 7), "NAdam": (20, 7)}
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up the kernels that pass through torch's dispatcher."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.work = Work()
+
+    def __torch_dispatch__(  # Any: the dispatcher's own signature
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.work = self.work + _call_work(func, args, kwargs or {}, out)
+        return out
+
+
+def _call_work(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Work:  # Any: as above
+    aten, packet = torch.ops.aten, func.overloadpacket
+    tensors = [t for t in args if isinstance(t, Tensor)]
+    if packet in (aten.mm, aten.addmm):
+        (m, k), n = tensors[-2].shape, tensors[-1].shape[1]
+        return Work.of(matmul(m, k, n))
+    if packet in (aten.bmm, aten.baddbmm):
+        (batch, m, k), n = tensors[-2].shape, tensors[-1].shape[2]
+        return Work.of(matmul(m, k, n), batch)
+    if packet is aten.convolution:
+        outputs = args[1].shape[0]
+        return Work.of(matmul(out.numel() // outputs, args[1][0].numel(), outputs))
+    if packet is aten.convolution_backward:
+        outputs = args[2].shape[0]
+        rows, patch = args[0].numel() // outputs, args[2][0].numel()
+        passes = [matmul(rows, outputs, patch), matmul(outputs, rows, patch)]
+        return sum((Work.of(p) for p, wanted in zip(passes, kwargs.get("output_mask", args[-1]), strict=False) if wanted), Work())
+    results = [t for t in (out if isinstance(out, tuple | list) else (out,)) if isinstance(t, Tensor)]
+    if packet in flop_registry:  # attention and the like: as one cube of as many operations
+        flops = float(flop_registry[packet](*args, **kwargs, out_val=out))
+        side = max(1, round((flops / 2) ** (1 / 3)))
+        return Work.of(Kernel("matmul", (side,) * 3, flops, 4.0 * sum(t.numel() for t in [*tensors, *results])))
+    if not results or func.is_view:
+        return Work()
+    return Work.of(elementwise(max(t.numel() for t in results)))
+
+
+def model_work(model: nn.Module, loss: Loss, batch: tuple[Tensor, ...]) -> Work:
+    """Work of one forward and backward pass on `batch`, counted on a copy: the model, its gradients and the global random
+    state stay as they are. Call it before an optimizer puts hooks on the model.
+    """
+    twin = copy.deepcopy(model)
+    devices = [batch[0].device] if batch[0].device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), _Counter() as counter:
+        loss(twin(*batch[:-1]), batch[-1]).backward()  # type: ignore[no-untyped-call]  # torch's stub
+    return counter.work
+
+
+def update_work(optimizer: torch.optim.Optimizer) -> Work:
+    """Work of one `step` of an optimizer that counts none itself; unknown classes are taken for AdamW."""
+    operations, numbers = UPDATES.get(type(optimizer).__name__, UPDATES["AdamW"])
+    parameters = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    return Work.of(Kernel("elementwise", (parameters,), float(operations * parameters), 4.0 * numbers * parameters))
+
+
+def total_work(optimizer: torch.optim.Optimizer, *, model_step: Work, steps: int) -> Work:
+    """Everything `steps` steps asked for: the model's passes, and the optimizer's own count or its update rule."""
+    own = getattr(optimizer, "work", None)
+    return model_step * steps + (own if isinstance(own, Work) else update_work(optimizer) * steps)

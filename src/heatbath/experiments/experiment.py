@@ -1,0 +1,110 @@
+"""What is trained, on what, and how success is measured: the value that a recipe returns.
+
+An `Experiment` holds no state and loads nothing. It maps names of optimizers to the hyper-parameters that suit the task, so
+that one command line means the same for every recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from heatbath.experiments.data import Source
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # (output of the model, target) -> scalar, averaged over the batch
+Metric = Callable[[Tensor, Tensor], Tensor]  # (outputs on the whole test set, targets) -> scalar
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """Hyper-parameters of an optimizer on one task.
+
+    Args:
+        lr: learning rate.
+        damping: of the curvature; None for optimizers without.
+        momentum: of the updates; for the Adam family it is β₁.
+        weight_decay: decoupled, per unit of learning rate.
+    """
+
+    lr: float
+    damping: float | None = None
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """When the task counts as learned.
+
+    Args:
+        metric: name of the metric that is judged.
+        value: to be reached.
+        higher: whether more is better.
+    """
+
+    metric: str
+    value: float
+    higher: bool = True
+
+    def reached(self, value: float) -> bool:
+        """Whether a measured value is at or beyond the target; NaN is not."""
+        return value >= self.value if self.higher else value <= self.value
+
+    def describe(self) -> str:
+        """In words, for a table's head."""
+        return f"{self.metric} {'≥' if self.higher else '≤'} {self.value:g}"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A task, complete with its defaults.
+
+    Args:
+        name: as on the command line.
+        summary: one line for people.
+        source: the data.
+        model: builds the network; called under a seeded global generator.
+        loss: of a batch.
+        metrics: measured on the test split, by name.
+        target: when the task counts as learned.
+        hyper: default hyper-parameters by optimizer name.
+        batch_size: training examples per step.
+        steps: default length of a run.
+        eval_every: steps between two measurements of the metrics.
+    """
+
+    name: str
+    summary: str
+    source: Source
+    model: Callable[[], nn.Module]
+    loss: Loss
+    metrics: Mapping[str, Metric]
+    target: Target
+    hyper: Mapping[str, Hyper] = field(default_factory=dict)
+    batch_size: int = 128
+    steps: int = 300
+    eval_every: int = 10
+
+    def __post_init__(self) -> None:
+        if self.target.metric not in self.metrics:
+            raise ValueError(f"the target judges {self.target.metric!r}, but the metrics are {', '.join(self.metrics)}")
+
+
+def accuracy(output: Tensor, target: Tensor) -> Tensor:
+    """Share of examples whose largest logit is the label: `[..., C]` and int64 `[...]`; labels below 0 do not count."""
+    counted = target >= 0
+    return ((output.argmax(-1) == target) & counted).sum() / counted.sum()
+
+
+def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy of logits `[B, D]` against values in [0, 1], summed over D and averaged over the batch, in nats."""
+    return F.binary_cross_entropy_with_logits(output, target, reduction="sum") / len(target)
+
+
+def reconstruction_error(output: Tensor, target: Tensor) -> Tensor:
+    """Squared error of the reconstruction, summed over D and averaged over examples: the K-FAC paper's measure."""
+    return (torch.sigmoid(output) - target).square().sum() / len(target)

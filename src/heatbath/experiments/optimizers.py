@@ -1,0 +1,206 @@
+"""From the words of a command line to an optimizer: the only place, with the command line itself, where strings select code.
+
+A `Choice` is complete: every default is filled in when it is made, so a record of it says what was run. A new optimizer or
+solver is one row in a table below.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from heatbath.experiments.experiment import Experiment, Hyper
+from heatbath.machines import Machine, MachineSpec, load_machine, machine_toml, with_bits
+from heatbath.optim import KFAC
+from heatbath.solvers import Cholesky, Eigen, Solver, ThermodynamicInverse, ThermodynamicSolve
+
+DEFAULT_MACHINE = "tngd-2024"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An optimizer, completely specified.
+
+    Args:
+        optimizer: a key of `OPTIMIZERS`.
+        hyper: its hyper-parameters.
+        solver: a key of `SOLVERS`, for optimizers with curvature; else None.
+        machine: the machine of a thermodynamic solver; else None.
+    """
+
+    optimizer: str
+    hyper: Hyper
+    solver: str | None = None
+    machine: MachineSpec | None = None
+
+    @property
+    def label(self) -> str:
+        """A short name for files and legends, such as "kfac-thermodynamic-solve-tngd-2024-8bit"."""
+        parts = [self.optimizer, self.solver, self.machine.name if self.machine else None]
+        if self.machine is not None and self.machine.matrix_bits is not None:
+            parts.append(f"{self.machine.matrix_bits}bit")
+        return "-".join(part for part in parts if part)
+
+    def advice(self) -> str:
+        """What to change when training goes wrong."""
+        words = f"lower --lr (now {self.hyper.lr:g})"
+        if self.hyper.damping is not None:
+            words += f" or raise --damping (now {self.hyper.damping:g})"
+        if self.machine is not None and self.machine.matrix_bits is not None:
+            words += f" or --bits (now {self.machine.matrix_bits})"
+        return words
+
+    def to_json(self) -> dict[str, Any]:  # Any: JSON values
+        """Plain values for a record; the machine as the text of its TOML file."""
+        return {
+            "optimizer": self.optimizer,
+            "solver": self.solver,
+            "machine": machine_toml(self.machine) if self.machine else None,
+            **asdict(self.hyper),
+        }
+
+
+Build = Callable[[nn.Module, Choice, torch.Generator], torch.optim.Optimizer]
+
+
+def _sgd(model: nn.Module, choice: Choice, generator: torch.Generator) -> torch.optim.Optimizer:
+    h = choice.hyper
+    return torch.optim.SGD(_trainable(model), lr=h.lr, momentum=h.momentum, weight_decay=h.weight_decay)
+
+
+def _adam(model: nn.Module, choice: Choice, generator: torch.Generator) -> torch.optim.Optimizer:
+    h = choice.hyper
+    return torch.optim.Adam(_trainable(model), lr=h.lr, betas=(h.momentum, 0.999), weight_decay=h.weight_decay)
+
+
+def _adamw(model: nn.Module, choice: Choice, generator: torch.Generator) -> torch.optim.Optimizer:
+    h = choice.hyper
+    return torch.optim.AdamW(_trainable(model), lr=h.lr, betas=(h.momentum, 0.999), weight_decay=h.weight_decay)
+
+
+def _kfac(model: nn.Module, choice: Choice, generator: torch.Generator) -> torch.optim.Optimizer:
+    h = choice.hyper
+    assert h.damping is not None and choice.solver is not None  # filled in by choose()
+    if choice.machine is None:
+        solver = DIGITAL[choice.solver]()
+    else:
+        solver = THERMODYNAMIC[choice.solver](Machine(choice.machine))
+    options = {"lr": h.lr, "damping": h.damping, "momentum": h.momentum, "weight_decay": h.weight_decay}
+    return KFAC(model, **options, solver=solver, generator=generator)
+
+
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("the model has no trainable parameters: nothing to optimize")
+    return parameters
+
+
+OPTIMIZERS: Mapping[str, Build] = {"sgd": _sgd, "adam": _adam, "adamw": _adamw, "kfac": _kfac}
+CURVED = frozenset({"kfac"})  # optimizers that take a solver and damping
+DIGITAL: Mapping[str, Callable[[], Solver[Any]]] = {"cholesky": Cholesky, "eigen": Eigen}  # Any: any state
+THERMODYNAMIC: Mapping[str, Callable[[Machine], Solver[Any]]] = {  # Any: any state
+    "thermodynamic-inverse": ThermodynamicInverse,
+    "thermodynamic-solve": ThermodynamicSolve,
+}
+SOLVERS = (*DIGITAL, *THERMODYNAMIC)
+FALLBACK_HYPER: Mapping[str, Hyper] = {
+    "sgd": Hyper(lr=0.05),
+    "adam": Hyper(lr=1e-3),
+    "adamw": Hyper(lr=1e-3, weight_decay=1e-2),
+    "kfac": Hyper(lr=0.05, damping=1e-3),
+}
+
+
+def choose(
+    experiment: Experiment,
+    optimizer: str,
+    *,
+    solver: str | None = None,
+    machine: str | None = None,
+    bits: int | None = None,
+    lr: float | None = None,
+    damping: float | None = None,
+) -> Choice:
+    """Check the words of a command line and fill in what they leave open.
+
+    Args:
+        experiment: whose hyper-parameters are the defaults.
+        optimizer: a key of `OPTIMIZERS`.
+        solver: a key of `SOLVERS`; by default "cholesky" where one is taken.
+        machine: a preset's name or a TOML file, for thermodynamic solvers; by default tngd-2024.
+        bits: of the machine's matrix, drive and read converters alike; by default the machine's own.
+        lr: learning rate; by default the recipe's.
+        damping: of the curvature; by default the recipe's.
+
+    Raises:
+        ValueError: an unknown name, a value out of range, or options that contradict each other.
+    """
+    known(optimizer, OPTIMIZERS, "optimizer")
+    if optimizer not in CURVED:
+        for option, value in (("--solver", solver), ("--damping", damping)):
+            if value is not None:
+                raise ValueError(f"{option} has no meaning for {optimizer}, which uses no curvature: leave it out, or use kfac")
+        solver = None
+    else:
+        solver = known(solver or "cholesky", SOLVERS, "solver")
+    if solver not in THERMODYNAMIC and (machine is not None or bits is not None):
+        raise ValueError(
+            f"{'--machine' if machine is not None else '--bits'} has no meaning without a thermodynamic solver: "
+            f"add --solver {' or '.join(sorted(THERMODYNAMIC))}"
+        )
+    default = experiment.hyper.get(optimizer, FALLBACK_HYPER[optimizer])
+    hyper = Hyper(
+        lr=positive("--lr", default.lr if lr is None else lr),
+        damping=None if optimizer not in CURVED else positive("--damping", default.damping if damping is None else damping),
+        momentum=default.momentum,
+        weight_decay=default.weight_decay,
+    )
+    return Choice(optimizer, hyper, solver, machine_spec(machine, bits) if solver in THERMODYNAMIC else None)
+
+
+def machine_spec(machine: str | None, bits: int | None) -> MachineSpec:
+    """A preset or file, with all its converters at `bits` if given."""
+    spec = load_machine(machine or DEFAULT_MACHINE)
+    return spec if bits is None else with_bits(spec, matrix=bits, drive=bits, read=bits)
+
+
+def build(choice: Choice, model: nn.Module, *, generator: torch.Generator) -> torch.optim.Optimizer:
+    """The optimizer of a choice.
+
+    Args:
+        choice: what to build.
+        model: already on its device.
+        generator: randomness of the machine's emulation.
+    """
+    return OPTIMIZERS[choice.optimizer](model, choice, generator)
+
+
+def known(name: str, names: Iterable[str], what: str) -> str:
+    """`name`, if it is one of `names`.
+
+    Raises:
+        ValueError: it is not; the message lists what there is and the nearest.
+    """
+    names = list(names)
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"there is no {what} {name!r}{hint} Known: {', '.join(names)}")
+
+
+def positive(option: str, value: float | None) -> float:
+    """`value`, if it is positive and finite.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value is None or not 0 < value < float("inf"):
+        raise ValueError(f"{option} must be a positive number, got {value}")
+    return value

@@ -1,0 +1,229 @@
+"""The record of a run: a text file with one JSON object per line, readable while it grows and after any kind of end.
+
+    line 1      the header: what was run, on which data, with which versions, how
+    a row       {"step": k, "loss": ..., "seconds": ...} after the k-th update; `loss` is the mini-batch loss that update was
+                made from, `seconds` the training time so far without measuring. Where metrics were measured the row also has
+                "metrics", "work" (cumulative, `Work.to_json`) and, if the optimizer reports, "optimizer". Row 0 is the start.
+    an event    {"event": "warning" | "resumed" | "interrupted" | "diverged" | "finished", "step": k, "message": ...}
+
+Lines are only ever appended. A run that was killed leaves rows beyond its last checkpoint; resuming adds an event "resumed"
+at step k, after which earlier rows with a step above k no longer count. A torn last line is no row. NaN and infinity, which
+JSON lacks, are written as null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from heatbath.experiments.experiment import Target
+from heatbath.work import Work
+
+FORMAT = 1
+ENDS = ("finished", "interrupted", "diverged")
+
+Row = dict[str, Any]  # Any: JSON values
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Where a run keeps its files; several runs may share a folder under different names.
+
+    Args:
+        folder: of the run.
+        name: of the run, the stem of its files.
+    """
+
+    folder: Path
+    name: str = "run"
+
+    @property
+    def record(self) -> Path:
+        """The record, JSON lines."""
+        return self.folder / f"{self.name}.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The last checkpoint."""
+        return self.folder / f"{self.name}.pt"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files."""
+        return self.folder / "tensorboard" / self.name
+
+
+class RecordWriter:
+    """Appends lines to a record; every call reaches the operating system before it returns, so a killed run keeps them.
+
+    Args:
+        path: of the record.
+        header: for a new record; None to go on with an existing one, whose torn last line is then cut off.
+
+    Raises:
+        FileExistsError: a new record where one already is.
+        OSError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any] | None) -> None:  # Any: JSON values
+        self.path = path
+        if header is not None and path.exists():
+            raise FileExistsError(f"{path} already holds a run: pass --resume to go on with it, or another --out")
+        try:
+            if header is None:
+                _cut_torn_line(path)
+            self._file: IO[str] = open(path, "a", encoding="utf-8")  # noqa: SIM115  # closed by close()
+        except OSError as error:
+            raise OSError(f"cannot write the record {path}: {error.strerror or error}; choose another folder with --out") from error
+        if header is not None:
+            self.write([{"format": FORMAT, **header}])
+
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:  # Any: JSON values
+        """Append rows or events.
+
+        Raises:
+            OSError: the disk is full or the file went away; what was written before stays readable.
+        """
+        text = "".join(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        try:
+            self._file.write(text)
+            self._file.flush()
+        except OSError as error:
+            raise OSError(
+                f"cannot write to {self.path}: {error.strerror or error}; earlier rows are kept. Free some space, then --resume"
+            ) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        try:
+            self._file.close()
+        except OSError:  # a full disk was already reported by write()
+            pass
+
+
+def _cut_torn_line(path: Path) -> None:
+    with open(path, "r+b") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
+
+
+def _plain(value: Any) -> Any:  # Any: JSON values
+    """The same value without NaN and infinity."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record that was read.
+
+    Args:
+        path: of the file.
+        header: its first line.
+        rows: those that count, in order of steps.
+        events: all events in order.
+    """
+
+    path: Path
+    header: Row
+    rows: Sequence[Row]
+    events: Sequence[Row] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return str(self.header.get("run", self.path.stem))
+
+    @property
+    def ended(self) -> str:
+        """How the run ended: "finished", "interrupted", "diverged", or "running or killed"."""
+        ends = [e["event"] for e in self.events if e["event"] in (*ENDS, "resumed")]
+        return ends[-1] if ends and ends[-1] in ENDS else "running or killed"
+
+    @property
+    def target(self) -> Target:
+        """What counted as learned."""
+        return Target(**self.header["target"])
+
+    @property
+    def measured(self) -> list[Row]:
+        """Rows with metrics."""
+        return [row for row in self.rows if "metrics" in row]
+
+    def metric(self, name: str) -> tuple[list[int], list[float], list[float]]:
+        """Steps, seconds and values of a metric; `"loss"` is the training loss of every logged step."""
+        rows = self.rows if name == "loss" else [r for r in self.measured if name in r["metrics"]]
+        values = [r["loss"] if name == "loss" else r["metrics"][name] for r in rows]
+        return (
+            [r["step"] for r in rows],
+            [r["seconds"] for r in rows],
+            [math.nan if v is None else float(v) for v in values],
+        )
+
+    def reached(self) -> Row | None:
+        """The first row whose metrics are at the target."""
+        target = self.target
+        for row in self.measured:
+            value = row["metrics"].get(target.metric)
+            if value is not None and target.reached(value):
+                return row
+        return None
+
+    @staticmethod
+    def work(row: Row) -> Work:
+        """Cumulative work at a row that has it."""
+        return Work.from_json(row["work"])
+
+
+def read_record(path: Path) -> Record:
+    """Read a record, whole or torn.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a record, or damaged elsewhere than in its last line.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no record {path}")
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    parsed: list[Row] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):  # no newline after it: torn
+                break
+            raise ValueError(f"{path} is damaged: line {number} is not JSON ({error.msg})") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path} is damaged: line {number} is not a JSON object")
+        parsed.append(row)
+    if not parsed or "format" not in parsed[0]:
+        raise ValueError(f"{path} is not a record of a run: its first line is no header")
+    if parsed[0]["format"] != FORMAT:
+        raise ValueError(f"{path} has format {parsed[0]['format']}, this version reads {FORMAT}")
+    rows, events = _counting(parsed[1:])
+    return Record(path, parsed[0], rows, events)
+
+
+def _counting(lines: Iterable[Row]) -> tuple[list[Row], list[Row]]:
+    """Rows that count, and events."""
+    rows: list[Row] = []
+    events: list[Row] = []
+    for line in lines:
+        if "event" not in line:
+            rows.append(line)
+            continue
+        events.append(line)
+        if line["event"] == "resumed":
+            rows = [row for row in rows if row["step"] <= line["step"]]
+    return rows, events

@@ -1,0 +1,17 @@
+"""How each kind of layer becomes outer products, and how its gradient is packed: one file per family."""
+
+from heatbath.layers.affine import Affine as Affine
+from heatbath.layers.affine import AffineRule as AffineRule
+from heatbath.layers.base import Block as Block
+from heatbath.layers.base import Call as Call
+from heatbath.layers.base import LayerRule as LayerRule
+from heatbath.layers.base import OneHot as OneHot
+from heatbath.layers.base import Rows as Rows
+from heatbath.layers.conv import ConvRule as ConvRule
+from heatbath.layers.conv_transpose import ConvTransposeRule as ConvTransposeRule
+from heatbath.layers.embedding import EmbeddingBagRule as EmbeddingBagRule
+from heatbath.layers.embedding import EmbeddingRule as EmbeddingRule
+from heatbath.layers.linear import LinearRule as LinearRule
+from heatbath.layers.norm import NormRule as NormRule
+from heatbath.layers.rules import default_rules as default_rules
+from heatbath.layers.rules import rule_for as rule_for

@@ -1,0 +1,11 @@
+"""Symmetric positive semidefinite matrices that know their structure."""
+
+from heatbath.operators.base import Operator as Operator
+from heatbath.operators.dense import Dense as Dense
+from heatbath.operators.diagonal import Diagonal as Diagonal
+from heatbath.operators.kronecker import Kronecker as Kronecker
+from heatbath.operators.shifted import Shifted as Shifted
+from heatbath.operators.tree import from_plain as from_plain
+from heatbath.operators.tree import map_tensors as map_tensors
+from heatbath.operators.tree import to_plain as to_plain
+from heatbath.operators.tree import tree as tree

@@ -1,0 +1,85 @@
+"""Frozen dataclasses of tensors as trees: map over their tensors, turn them into plain Python and back.
+
+Operators and solver states are dataclasses whose fields are tensors, numbers, strings, other such dataclasses, or
+tuples and dicts of these. `@tree` registers the class, after which moving averages, dtype and device moves, all-reduce and
+checkpoints are each one call of `map_tensors`, `to_plain` or `from_plain`. Plain form holds only dicts, lists, numbers,
+strings and tensors, so `torch.load(weights_only=True)` reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+T = TypeVar("T")
+_CLASSES: dict[str, type] = {}
+
+
+def tree(cls: type[T]) -> type[T]:
+    """Class decorator: register a dataclass as a tree of tensors under its own name.
+
+    Raises:
+        ValueError: another class of that name is registered.
+    """
+    other = _CLASSES.get(cls.__name__)
+    if other is not None and other.__module__ != cls.__module__:
+        raise ValueError(f"two tree classes are named {cls.__name__}: {other.__module__} and {cls.__module__}")
+    _CLASSES[cls.__name__] = cls
+    return cls
+
+
+def map_tensors(fn: Callable[..., Tensor], value: T, *others: T) -> T:
+    """Apply `fn` to the matching tensors of trees of one structure; everything else is taken from the first.
+
+    Where another tree holds None in place of a tensor or subtree, the first tree's part is taken as it is.
+
+    >>> import torch
+    >>> from heatbath.operators import Dense
+    >>> map_tensors(lambda a, b: 0.5 * a + 0.5 * b, Dense(torch.eye(2)), Dense(3 * torch.eye(2))).matrix[0, 0].item()
+    2.0
+    """
+    if any(o is None for o in others):
+        return value
+    if isinstance(value, Tensor):
+        return fn(value, *others)  # type: ignore[return-value]  # T is Tensor here
+    if is_dataclass(value) and type(value).__name__ in _CLASSES:
+        parts = {f.name: map_tensors(fn, getattr(value, f.name), *(getattr(o, f.name) for o in others)) for f in fields(value)}
+        return type(value)(**parts)  # type: ignore[misc]  # T is an instance of a registered class
+    if isinstance(value, tuple):
+        return tuple(map_tensors(fn, v, *(o[i] for o in others)) for i, v in enumerate(value))  # type: ignore[return-value, index]  # T is tuple
+    if isinstance(value, dict):
+        return {k: map_tensors(fn, v, *(o[k] for o in others)) for k, v in value.items()}  # type: ignore[return-value, index]  # T is dict
+    return value
+
+
+def to_plain(value: Any) -> Any:  # Any: a recursive sum type
+    """Turn a tree into dicts, lists, numbers, strings and tensors; `from_plain` is the inverse."""
+    if is_dataclass(value) and type(value).__name__ in _CLASSES:
+        return {"tree": type(value).__name__, "fields": {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}}
+    if isinstance(value, tuple):
+        return {"tuple": [to_plain(v) for v in value]}
+    if isinstance(value, dict):
+        return {"dict": {k: to_plain(v) for k, v in value.items()}}
+    if value is None or isinstance(value, Tensor | bool | int | float | str):
+        return value
+    raise TypeError(f"a {type(value).__name__} cannot be part of a checkpoint; register its class with @tree")
+
+
+def from_plain(plain: Any) -> Any:  # Any: a recursive sum type
+    """Rebuild a tree from `to_plain`.
+
+    Raises:
+        ValueError: the checkpoint names a class this version does not know.
+    """
+    if not isinstance(plain, dict):
+        return plain
+    if "tuple" in plain:
+        return tuple(from_plain(v) for v in plain["tuple"])
+    if "dict" in plain:
+        return {k: from_plain(v) for k, v in plain["dict"].items()}
+    if plain.get("tree") not in _CLASSES:
+        raise ValueError(f"the checkpoint holds a {plain.get('tree')!r}, which this version of heatbath does not know")
+    return _CLASSES[plain["tree"]](**{k: from_plain(v) for k, v in plain["fields"].items()})

@@ -1,0 +1,92 @@
+"""Which layer is treated how: a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from heatbath.curvature import Site
+from heatbath.operators import map_tensors
+from heatbath.optim.stacks import Stack
+
+
+@dataclass(frozen=True)
+class Covered:
+    """One row: a module (or bare parameter) and its treatment."""
+
+    name: str
+    kind: str
+    treatment: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What an optimizer does with each trainable parameter of a model; `print` it.
+
+    Args:
+        rows: one per treated module, fallback parameter and frozen parameter.
+        state_bytes: bytes of curvature, solver state and momentum held now.
+    """
+
+    rows: tuple[Covered, ...]
+    state_bytes: int = 0
+
+    def count(self, treatment: str) -> int:
+        """Parameters (numbers) under treatments that start with `treatment`."""
+        return sum(r.parameters for r in self.rows if r.treatment.startswith(treatment))
+
+    def __str__(self) -> str:
+        head = ("layer", "kind", "treatment", "parameters")
+        table = [head, *((r.name, r.kind, r.treatment, f"{r.parameters:,}") for r in self.rows)]
+        widths = [max(len(row[i]) for row in table) for i in range(4)]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
+        lines.insert(1, "  ".join("-" * w for w in widths))
+        total = sum(r.parameters for r in self.rows if r.treatment != "frozen")
+        lines.append(
+            f"{self.count('kfac'):,} of {total:,} trainable numbers by curvature; state {self.state_bytes / 2**20:.1f} MiB"
+        )
+        return "\n".join(lines)
+
+
+def describe(
+    stacks: Sequence[Stack],
+    sites: Sequence[Site],
+    fallback: Sequence[Sequence[nn.Parameter]],
+    names: Mapping[int, str],
+    kinds: Mapping[int, str],
+    frozen: Sequence[tuple[str, nn.Parameter]],
+) -> Coverage:
+    """Make the table for an optimizer.
+
+    Args:
+        stacks: its stacks.
+        sites: its sites.
+        fallback: parameters left to AdamW, by group.
+        names: parameter id to name.
+        kinds: parameter id to the kind of module that owns it.
+        frozen: parameters that require no gradient.
+    """
+    rows = []
+    for site in sites:
+        shapes = " + ".join(f"{b.places}×" * (b.places > 1) + f"{b.domain[0]}×{b.domain[1]}" for b in site.blocks)
+        numbers = sum(p.numel() for p in site.parameters().values())
+        rows.append(Covered(site.name or "(model)", type(site.module).__name__, f"kfac {shapes}", numbers))
+    rows += [Covered(names[id(p)], kinds[id(p)], "adamw", p.numel()) for group in fallback for p in group]
+    rows += [Covered(name, kinds[id(p)], "frozen", p.numel()) for name, p in frozen]
+    return Coverage(tuple(rows), sum(_bytes(stack) for stack in stacks))
+
+
+def _bytes(stack: Stack) -> int:
+    """Bytes of everything a stack holds."""
+    total = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal total
+        total += tensor.numel() * tensor.element_size()
+        return tensor
+
+    map_tensors(count, (stack.sums.left, stack.sums.right, stack.mean, stack.state, stack.momentum))
+    return total

@@ -1,0 +1,71 @@
+"""The choices of a natural-gradient optimizer that are neither solver nor learning rate, as one value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from heatbath.curvature import Reduction, Sharing
+from heatbath.layers import LayerRule, default_rules
+from heatbath.optim.damping import Damping
+from heatbath.optim.schedule import Interval
+from heatbath.optim.trust import KLClip, Trust
+
+
+@dataclass(frozen=True)
+class Policy:
+    """When to look at curvature, how to average, damp and trust it, and which layers have it.
+
+    Args:
+        factor_every: steps between captures of the factors, in the long run.
+        refresh_every: steps between preparations of the solver, in the long run.
+        patience: steps spent at each length while both intervals grow from 1; 0: full length at once, which is unsafe.
+        decay: β of the moving averages, in [0, 1).
+        trust: shortens steps.
+        damping_rule: how λ joins the curvature; None: exact for `Eigen`, factored Tikhonov for all others.
+        reduction: how the loss joins its terms.
+        sharing: by module name, how shared positions enter; expand where not named.
+        rules: layer rules.
+        skip: `skip(name, module)` is true for modules to leave to AdamW.
+        fallback_lr: AdamW's learning rate for parameters without curvature; schedules scale it along with lr.
+        boost: factor on a member's damping after a failed refresh.
+        relax: factor on that boost after a good one, down to no boost.
+
+    Raises:
+        ValueError: an interval, decay, boost or relax out of range.
+    """
+
+    factor_every: int = 10
+    refresh_every: int = 10
+    patience: int = 5
+    decay: float = 0.95
+    trust: Trust = field(default_factory=KLClip)
+    damping_rule: Damping | None = None
+    reduction: Reduction = Reduction.EXAMPLES
+    sharing: Mapping[str, Sharing] = field(default_factory=dict)
+    rules: Sequence[LayerRule] = field(default_factory=default_rules)
+    skip: Callable[[str, nn.Module], bool] | None = None
+    fallback_lr: float = 1e-3
+    boost: float = 10.0
+    relax: float = 0.5
+
+    def __post_init__(self) -> None:
+        Interval(self.factor_every, self.patience), Interval(self.refresh_every, self.patience)
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay must lie in [0, 1), got {self.decay}")
+        if not (self.boost > 1 and 0 < self.relax <= 1):
+            raise ValueError(f"boost must exceed 1 and relax lie in (0, 1], got {self.boost} and {self.relax}")
+        if not self.fallback_lr >= 0:
+            raise ValueError(f"fallback_lr must be at least 0, got {self.fallback_lr}")
+
+    @property
+    def factors(self) -> Interval:
+        """When factors are captured."""
+        return Interval(self.factor_every, self.patience)
+
+    @property
+    def refresh(self) -> Interval:
+        """When the solver is prepared."""
+        return Interval(self.refresh_every, self.patience)

@@ -1,0 +1,99 @@
+"""What an optimizer did: Work on the host, outcomes and clips on the device until somebody asks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from heatbath.solvers import Outcome, Solution
+from heatbath.work import Job, Kernel, Work
+
+
+class Tally:
+    """Running counts; adding never waits for a device, `report` does.
+
+    Counts live as long as the optimizer and travel in its checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self._kernels: dict[Kernel, float] = {}
+        self._jobs: dict[Job, float] = {}
+        self.refreshes = 0
+        self.notes: dict[str, Any] = {}  # Any: what the solver last reported
+        self._device: dict[str, Tensor] = {}
+
+    @property
+    def work(self) -> Work:
+        """Everything asked of hardware so far."""
+        return Work(self._kernels, self._jobs)
+
+    def add_work(self, work: Work) -> None:
+        """Add to the running total, in place."""
+        for kernel, count in work.kernels.items():
+            self._kernels[kernel] = self._kernels.get(kernel, 0) + count
+        for job, count in work.jobs.items():
+            self._jobs[job] = self._jobs.get(job, 0) + count
+
+    def add_refresh(self, work: Work, codes: Tensor) -> None:
+        """Count one prepared stack and how its members ended."""
+        self.add_work(work)
+        self.refreshes += 1
+        self._count("prepare", codes)
+
+    def add_solve(self, solution: Solution) -> None:
+        """Count one solved stack."""
+        self.add_work(solution.work)
+        if solution.work.jobs:  # only a machine ends differently from solve to solve
+            self._count("solve", solution.outcome)
+        for name, note in solution.notes.items():
+            if isinstance(note, Tensor):
+                self._accumulate(f"notes.{name}", note.sum().float())
+            else:
+                self.notes[name] = note
+
+    def add_step(self, scale: Tensor, finite: Tensor) -> None:
+        """Count one step, whether it was finite, and how much trust shortened it."""
+        self._accumulate("steps", torch.ones_like(scale))
+        self._accumulate("skipped", (~finite).to(scale.dtype))
+        shortened = torch.where(finite, scale, 1.0)
+        self._accumulate("trust", shortened)
+        self._accumulate("clipped", (shortened < 1).to(scale.dtype))
+
+    def _count(self, kind: str, codes: Tensor) -> None:
+        """Histogram of outcomes, on the device."""
+        table = torch.arange(len(Outcome), dtype=torch.int8, device=codes.device)
+        self._accumulate(kind, (codes.reshape(-1, 1) == table).sum(0).float())
+
+    def _accumulate(self, name: str, value: Tensor) -> None:
+        """Add to a device-side sum."""
+        self._device[name] = self._device[name] + value if name in self._device else value
+
+    def report(self) -> dict[str, float | str]:
+        """Plain numbers for a log; reads the device."""
+        sums = {name: value.detach().cpu() for name, value in self._device.items()}
+        steps = float(sums.get("steps", torch.tensor(0.0)))
+        result: dict[str, float | str] = {"refreshes": self.refreshes}
+        for kind in ("prepare", "solve"):
+            if kind in sums:
+                result.update(
+                    {f"{kind}.{o.name.lower()}": float(sums[kind][o.code]) for o in Outcome if float(sums[kind][o.code])}
+                )
+        if steps:
+            result["skipped_steps"] = float(sums["skipped"])
+            result["mean_trust"] = float(sums["trust"]) / steps
+            result["clipped_share"] = float(sums["clipped"]) / steps
+        result.update({name.removeprefix("notes."): float(v) for name, v in sums.items() if name.startswith("notes.")})
+        result.update({name: str(note) for name, note in self.notes.items()})
+        return result
+
+    def to_plain(self) -> dict[str, Any]:  # Any: plain Python and tensors
+        """For a checkpoint."""
+        return {"work": self.work.to_json(), "refreshes": self.refreshes, "device": dict(self._device)}
+
+    def load_plain(self, plain: dict[str, Any]) -> None:  # Any: as above
+        """From a checkpoint."""
+        work = Work.from_json(plain["work"])
+        self._kernels, self._jobs = dict(work.kernels), dict(work.jobs)
+        self.refreshes, self._device = plain["refreshes"], dict(plain["device"])

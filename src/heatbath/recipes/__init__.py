@@ -1,0 +1,20 @@
+"""One file per task: functions that return an experiment."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from heatbath.experiments import Experiment
+from heatbath.recipes.digits_cnn import digits_cnn as digits_cnn
+from heatbath.recipes.digits_mlp import digits_mlp as digits_mlp
+from heatbath.recipes.mnist_autoencoder import mnist_autoencoder as mnist_autoencoder
+
+RECIPES: tuple[Callable[[], Experiment], ...] = (digits_mlp, digits_cnn, mnist_autoencoder)
+
+
+def recipes() -> Mapping[str, Experiment]:
+    """All recipes by name; nothing is loaded until one is run.
+
+    >>> recipes()["digits-mlp"].source.name
+    'digits'
+    """
+    return MappingProxyType({experiment.name: experiment for experiment in (recipe() for recipe in RECIPES)})

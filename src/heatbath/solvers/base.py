@@ -1,0 +1,120 @@
+"""What every solver is: `prepare` an operator, then `solve` with it as often as needed.
+
+The pair is at once K-FAC's "refresh rarely, apply every step" and the machine's "program, then run", so no solver is a
+special case. A solver is a frozen recipe: everything that changes lives in the state it returns.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from heatbath.operators import Operator
+from heatbath.work import Work
+
+State = TypeVar("State")
+
+
+class Outcome(Enum):
+    """How a solve ended; the value is the message. Tensors of outcomes hold `code`, so no device is waited for."""
+
+    SOLVED = "solved"
+    INDEFINITE = "the matrix, as held, is not positive definite: raise the damping or the matrix bits"
+    NONFINITE = "the result holds NaN or inf"
+    INACCURATE = "the residual is above the tolerance"
+    LATE = "the machine gave no result in time"
+    REDAMPED = "solved after the damping was raised"
+    FELL_BACK = "solved by the fallback solver"
+
+    @property
+    def code(self) -> int:
+        """Position in the enumeration, as stored in outcome tensors."""
+        return list(Outcome).index(self)
+
+    @property
+    def usable(self) -> bool:
+        """Whether the value may be used."""
+        return self in (Outcome.SOLVED, Outcome.REDAMPED, Outcome.FELL_BACK)
+
+
+USABLE_CODES = tuple(o.code for o in Outcome if o.usable)
+
+
+def usable(codes: Tensor) -> Tensor:
+    """Which outcomes may be used: int8 codes `[*stack]` to bool `[*stack]`."""
+    result = codes == USABLE_CODES[0]
+    for code in USABLE_CODES[1:]:
+        result = result | (codes == code)
+    return result
+
+
+def outcome_codes(operator: Operator, device: torch.device, outcome: Outcome = Outcome.SOLVED) -> Tensor:
+    """An outcome tensor `[*stack]` of one value."""
+    return torch.full(operator.stack, outcome.code, dtype=torch.int8, device=device)
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """The result of a solve.
+
+    Args:
+        value: `[*stack, *batch, *domain]`.
+        work: what it asked of hardware.
+        outcome: int8 codes of `Outcome`, `[*stack]`.
+        residual: relative residual ‖b − Mx‖/‖b‖ `[*stack]` where a solver measured it, else None.
+        notes: what else a solver reports, by name (tensors `[*stack]` or strings): clip counts, emulation tier.
+        state: the state to use for the next solve, where solving changed it (a machine keeps its voltages); None: unchanged.
+    """
+
+    value: Tensor
+    work: Work
+    outcome: Tensor
+    residual: Tensor | None = None
+    notes: dict[str, Any] = field(default_factory=dict)  # Any: each solver reports what it has
+    state: Any = None  # Any: the state type of the solver that made it
+
+
+class Solver(ABC, Generic[State]):
+    """A frozen recipe for solving M x = b with a symmetric positive definite operator M.
+
+    States are `@tree` dataclasses whose tensors lead with `[*stack]`, so that an optimizer can keep the old state of one
+    member of a stack, and a checkpoint can store them.
+    """
+
+    @abstractmethod
+    def prepare(
+        self, operator: Operator, *, previous: State | None = None, generator: torch.Generator | None = None
+    ) -> tuple[State, Work]:
+        """Do what depends on the operator alone: factor, invert, or program a machine.
+
+        Args:
+            operator: the operator, `[*stack]` of them.
+            previous: the last state, for solvers that start from it (Newton–Schulz, a machine's voltages).
+                Start values only: the result is of `operator`, never a mixture.
+            generator: source of randomness for solvers that have noise.
+
+        Raises:
+            TypeError: a structure this solver cannot take; the message names a wrapper or solver that can.
+        """
+
+    @abstractmethod
+    def solve(
+        self, state: State, rhs: Tensor, *, guess: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Solution:
+        """Solve for `rhs` `[*stack, *batch, *domain]`.
+
+        Args:
+            state: from `prepare`.
+            rhs: right-hand sides.
+            guess: where to start, of the shape of `rhs`; ignored by direct solvers.
+            generator: source of randomness for solvers that have noise.
+        """
+
+    @abstractmethod
+    def outcome(self, state: State) -> Tensor:
+        """How `prepare` ended: int8 codes of `Outcome`, `[*stack]`."""

@@ -1,0 +1,21 @@
+"""What every test shares: one thread per worker, a seeded generator, repeatable property tests."""
+
+from __future__ import annotations
+
+import os
+
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile("heatbath", deadline=None, derandomize=True, max_examples=25, database=None)
+hypothesis.settings.load_profile("heatbath")
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; threads of their own would fight over them
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A fresh generator with a fixed seed; tests ask it for float64 explicitly."""
+    return torch.Generator().manual_seed(20250212)
