@@ -105,6 +105,13 @@ def test_grouped_conv_is_one_linear_layer_per_group():
         assert torch.equal(rule.pack(single, dict(single.named_parameters()))[0][0], packed[place])
 
 
+def test_an_empty_batch_gives_no_rows():
+    layer = nn.Conv2d(2, 3, 3)
+    (rows,) = ConvRule().rows(layer, Call((torch.zeros(0, 2, 5, 5),)), torch.zeros(0, 3, 3, 3))
+    assert rows.inputs.shape == (1, 0, 9, 19)
+    assert rows.outputs.shape == (1, 0, 9, 3)
+
+
 def test_depthwise_conv_has_one_place_per_channel():
     layer = nn.Conv2d(5, 5, 3, groups=5, dtype=torch.float64)
     (block,) = rule_of(layer).blocks(layer)

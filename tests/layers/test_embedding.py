@@ -52,6 +52,15 @@ def test_padding_is_a_row_of_zeros():
     assert isinstance(rows.inputs, OneHot)
     assert rows.inputs.indices.tolist() == [[[0, -1, 4]]]
     assert rows.inputs.size == 5
+    assert torch.equal(rows.outputs[0, 0], torch.tensor([[1.0, 1], [0, 0], [1, 1]]))
+
+
+def test_a_bag_is_a_linear_layer_on_the_sum_of_its_one_hot_rows():
+    """Law 8 for bags: the output is the packed table times Σ_s w_s e_{i_s}."""
+    bag, index, weights = nn.EmbeddingBag(7, 3, mode="sum", dtype=torch.float64), words(4, 5), noise(4, 5)
+    (packed,) = rule_of(bag).pack(bag, dict(bag.named_parameters()))
+    hot = (F.one_hot(index, 7) * weights[..., None]).sum(1)
+    assert_close(hot @ packed[0].T, bag(index, per_sample_weights=weights))
 
 
 def test_a_sparse_gradient_is_packed_as_a_dense_one():
@@ -99,6 +108,8 @@ def test_rows_sum_to_the_gradient_of_each_bag_given_by_offsets(mode, include_las
     offsets = torch.tensor([0, 3, 3, 4, 10] if include_last else [0, 3, 3, 4])
     (rows,) = assert_rows_are_example_gradients(bag, words(10), offsets)
     assert rows.outputs.shape == (1, 4, 6, 3)
+    assert rows.empty == (14,)
+    assert int((rows.outputs == 0).all(-1).sum()) >= 14
 
 
 def test_weighted_members_scale_the_gradient():

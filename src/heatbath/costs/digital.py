@@ -2,18 +2,19 @@
 
 A kernel of size n (for a product [m, k] × [k, n] the size of the cube of equal volume, (mkn)^⅓) that was timed at sizes
 n₁ < … < n_m takes t(n), linear in log t over log n between the points. Below n₁ the slope of the first two points is kept
-(small problems wait, they do not compute), above n_m the rate is, t ∝ n³. Equal kernels run as a stack, as this library runs them:
-for a stack of c ≤ s, where stacks of s were timed too, one takes
+(small problems wait, they do not compute), above n_m the rate is, t ∝ n³. Equal kernels run as a stack, as this library runs
+them: for a stack of c ≤ s, where stacks of s were timed too, one takes
 
     t_c = t_1^(1−w) t_s^w,    w = log c / log s
 
 and more than s take t_s each, where t_s is never above t_1. A kernel that was never timed takes the roofline time
-max(flops / peak, bytes / bandwidth) of Williams, Waterman & Patterson 2009 (doi 10.1145/1498765.1498785), a lower bound. Nothing
-takes less than one launch. All of this errs in favour of the digital side, as a comparison should.
+max(flops / peak, bytes / bandwidth) of Williams, Waterman & Patterson 2009 (doi 10.1145/1498765.1498785), a lower bound; no
+time is below its memory term, nor below one launch. Where this errs it favours the digital side, as a comparison should.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class Digital:
         timings: measurements, in any order.
 
     Raises:
-        ValueError: a rate, time or power that is not positive.
+        ValueError: a rate, time or power that is not positive; two timings of the same thing.
     """
 
     name: str
@@ -76,6 +77,10 @@ class Digital:
             if value is not None and not (0 < value < math.inf):
                 hint = "; leave it None if it is not stated" if field == "watts" else ""
                 raise ValueError(f"{field} of {self.name!r} must be positive and finite, got {value!r}{hint}")
+        timed = [(t.kernel, t.size, t.stack) for t in self.timings]
+        twice = sorted({key for key in timed if timed.count(key) > 1})
+        if twice:
+            raise ValueError(f"{self.name!r} has two timings of (kernel, size, stack) {twice[0]}; keep one")
 
     def kernel_seconds(self, kernel: Kernel, count: float = 1) -> float:
         """Seconds for `count` equal kernels, run as one stack.
@@ -115,7 +120,7 @@ def _interpolate(size: float, timings: Sequence[Timing]) -> float:
     if size >= points[-1][0] or len(points) == 1:
         n, seconds = points[-1]
         return seconds * (size / n) ** 3
-    for (n0, t0), (n1, t1) in zip(points, points[1:], strict=False):
-        if size <= n1:
-            break
-    return t0 * (size / n0) ** (math.log(t1 / t0) / math.log(n1 / n0))
+    right = max(bisect.bisect([n for n, _ in points], size), 1)
+    (n0, t0), (n1, t1) = points[right - 1], points[right]
+    slope = math.log(t1 / t0) / math.log(n1 / n0)
+    return t0 * (size / n0) ** (slope if size >= n0 else max(slope, 0.0))

@@ -1,7 +1,7 @@
 """Independent jobs on K equal machines: longest job first, each to the machine that is free first.
 
-The last machine is done at most (4 − 1/K)/3 times as late as under the best plan there is (Graham 1969, doi 10.1137/0117039). To find
-that plan is NP-hard; this takes a sort.
+The last machine is done at most (4 − 1/K)/3 times as late as under the best plan there is (Graham 1969, doi
+10.1137/0117039). To find that plan is NP-hard; this takes a sort.
 """
 
 from __future__ import annotations

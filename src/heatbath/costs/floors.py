@@ -4,8 +4,8 @@
     N analog nodes of b bits            12 k T 4ᵇ N
 
 The second: a node of capacitance C and swing V holds C V² joules, and its thermal noise k T / C may be as large as the
-rounding noise of b bits, (V / 2ᵇ)² / 12; hence C V² = 12 k T 4ᵇ. k is Boltzmann's constant, T the temperature. A logically reversible
-machine may spend less than the first per operation, never per reset.
+rounding noise of b bits, (V / 2ᵇ)² / 12; hence C V² = 12 k T 4ᵇ. k is Boltzmann's constant, T the temperature. A logically
+reversible machine may spend less than the first per operation, never per reset.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def h100() -> Digital:
     )
     return Digital(
         name="NVIDIA H100 SXM",
-        source="times measured with PyTorch 2.11; peak, bandwidth and 700 W from NVIDIA's H100 Tensor Core GPU data sheet (SXM)",
+        source="times measured with PyTorch 2.11; peak, bandwidth and 700 W from NVIDIA's H100 data sheet (SXM)",
         flops_per_second=67e12,
         bytes_per_second=3.35e12,
         launch_seconds=0.04e-3,

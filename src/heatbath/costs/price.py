@@ -1,7 +1,7 @@
 """Work to a bill: seconds and joules on given hardware.
 
-The digital side does its kernels one kind after the other; then the jobs, which are independent of one another, run on a fleet of
-`copies` machines of each kind, all at once. Time is that of the machine that is done last, energy that of all of them.
+The digital side does its kernels one kind after the other; then the jobs, which are independent of one another, run on a fleet
+of `copies` machines of each kind, all at once. Time is that of the machine that is done last, energy that of all of them.
 """
 
 from __future__ import annotations

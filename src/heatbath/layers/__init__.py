@@ -2,6 +2,7 @@
 
 from heatbath.layers.affine import Affine as Affine
 from heatbath.layers.affine import AffineRule as AffineRule
+from heatbath.layers.attention import AttentionRule as AttentionRule
 from heatbath.layers.base import Block as Block
 from heatbath.layers.base import Call as Call
 from heatbath.layers.base import LayerRule as LayerRule
@@ -13,5 +14,8 @@ from heatbath.layers.embedding import EmbeddingBagRule as EmbeddingBagRule
 from heatbath.layers.embedding import EmbeddingRule as EmbeddingRule
 from heatbath.layers.linear import LinearRule as LinearRule
 from heatbath.layers.norm import NormRule as NormRule
+from heatbath.layers.recurrent import RecurrentCellRule as RecurrentCellRule
+from heatbath.layers.recurrent import RecurrentRule as RecurrentRule
+from heatbath.layers.replay import RandomState as RandomState
 from heatbath.layers.rules import default_rules as default_rules
 from heatbath.layers.rules import rule_for as rule_for

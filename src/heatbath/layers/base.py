@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from heatbath.layers.replay import RandomState
+
 
 @dataclass(frozen=True)
 class Block:
@@ -54,11 +56,14 @@ class Rows:
         inputs: a, `[P, B, S, I]`, or `OneHot`.
         outputs: g, gradients of the loss at the layer's outputs, `[P, B, S, O]`.
         summed: positions already summed into each row (normalization layers), which a count of loss terms must not miss.
+        empty: for each place, how many of its B · S rows are zeros that only fill up the shape (sequences of unequal
+            lengths), which a count of rows must leave out; () if none are.
     """
 
     inputs: Tensor | OneHot
     outputs: Tensor
     summed: int = 1
+    empty: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +74,7 @@ class Call:
     kwargs: Mapping[str, Any] = field(default_factory=dict)  # Any: the same
     output: Any = None  # Any: a tensor, or a tuple for attention and recurrent modules
     training: bool | None = None  # the module's mode during the call; None: as it is now
+    random: RandomState | None = None  # before the call, for rules with `draws`
 
     def argument(self, position: int, name: str) -> Any:  # Any: as above
         """One argument, given by position or by name; None where the caller left it out."""
@@ -90,12 +96,20 @@ class LayerRule(ABC):
     def blocks(self, module: nn.Module) -> tuple[Block, ...]:
         """The matrices this module is made of; only of parameters that require gradients."""
 
-    def outputs(self, module: nn.Module, output: Any) -> Tensor:  # Any: as in Call
-        """The tensor of a module's output whose gradient is to be captured; the output itself unless it is a tuple."""
+    def outputs(self, module: nn.Module, output: Any) -> Tensor | tuple[Tensor, ...]:  # Any: as in Call
+        """What of a module's output needs its gradient captured.
+
+        The output itself where it is one tensor; else those of its tensors that require gradients, as a tuple. Then `rows`
+        is given their gradients, once all have arrived, as a sequence in the same order with None for an unused tensor.
+        """
         return output
 
+    def draws(self, module: nn.Module) -> bool:
+        """Whether a call draws random numbers that `rows` has to repeat; then `Call.random` says from where."""
+        return False
+
     @abstractmethod
-    def rows(self, module: nn.Module, call: Call, grad: Tensor) -> tuple[Rows, ...]:
+    def rows(self, module: nn.Module, call: Call, grad: Any) -> tuple[Rows, ...]:  # Any: a tensor, or several as above
         """Rows of each block from a call and the gradient at its output (same order as `blocks`)."""
 
     @abstractmethod

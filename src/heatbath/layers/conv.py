@@ -49,7 +49,7 @@ class ConvRule(AffineRule):
         windows = patches(_padded(module, x), module.kernel_size, module.stride, module.dilation)
         check_gradient(module, grad, (x.shape[0], module.out_channels, *windows.shape[2:dims]))
         g = channels_last(grad, module.groups)
-        return tuple(Rows(affine.homogeneous(gather(windows, module.groups)), g) for affine in self.trained(module))
+        return tuple(Rows(gather(affine, windows, module.groups), g) for affine in self.trained(module))
 
 
 def patches(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
@@ -59,14 +59,20 @@ def patches(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilatio
     return x
 
 
-def gather(windows: Tensor, groups: int) -> Tensor:
-    """Windows `[B, C, *positions, *kernel]` as rows `[G, B, S, (C/G)·K]`; the one copy."""
+def gather(affine: Affine, windows: Tensor, groups: int) -> Tensor:
+    """Windows `[B, C, *positions, *kernel]` as rows `[G, B, S, (C/G)·K]`, homogeneous coordinate included, in one copy."""
     batch, channels, *rest = windows.shape
     space = len(rest) // 2
-    grouped = windows.reshape(batch, groups, channels // groups, *rest)
-    order = (1, 0, *range(3, 3 + space), 2, *range(3 + space, 3 + 2 * space))
     columns = channels // groups * math.prod(rest[space:])
-    return grouped.permute(order).reshape(groups, batch, math.prod(rest[:space]), columns)
+    rows = windows.new_empty(groups, batch, math.prod(rest[:space]), affine.block.domain[1])
+    if affine.weight:
+        order = (1, 0, *range(3, 3 + space), 2, *range(3 + space, 3 + 2 * space))
+        grouped = windows.unflatten(1, (groups, channels // groups)).permute(order)
+        inner = rows[..., :columns].unflatten(-1, (channels // groups, *rest[space:]))
+        inner.unflatten(2, rest[:space]).copy_(grouped)
+    if affine.bias:
+        rows[..., -1] = 1
+    return rows
 
 
 def channels_last(grad: Tensor, groups: int) -> Tensor:

@@ -46,7 +46,7 @@ class ConvTransposeRule(AffineRule):
         turned = _spread(module, x, space).flip(tuple(range(2, dims)))
         windows = patches(turned, module.kernel_size, (1,) * len(space), module.dilation)
         g = channels_last(grad.flip(tuple(range(2, dims))), module.groups)
-        return tuple(Rows(affine.homogeneous(gather(windows, module.groups)), g) for affine in self.trained(module))
+        return tuple(Rows(gather(affine, windows, module.groups), g) for affine in self.trained(module))
 
 
 def _output_length(module: _ConvTransposeNd, axis: int, length: int, seen: int) -> int:

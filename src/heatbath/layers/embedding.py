@@ -20,8 +20,9 @@ from heatbath.layers.linear import positions
 
 @dataclass(frozen=True)
 class EmbeddingRule(AffineRule):
-    """`nn.Embedding`: one block `[1, D, V]` with a diagonal input factor; rows of `padding_idx` are zeros.
+    """`nn.Embedding`: one block `[1, D, V]` with a diagonal input factor.
 
+    Rows of `padding_idx` are zeros on both sides: a gradient that reaches no weight does not belong in a factor.
     A table with `scale_grad_by_freq` is not supported: its gradient is not a sum over examples.
     """
 
@@ -39,6 +40,8 @@ class EmbeddingRule(AffineRule):
         check_gradient(module, grad, (*indices.shape, module.embedding_dim))
         g = positions(grad)
         indices = _without_padding(indices.reshape(g.shape[:3]), module.padding_idx)
+        if module.padding_idx is not None:
+            g = g * (indices >= 0)[..., None]
         return (Rows(OneHot(indices, module.num_embeddings), g),)
 
 
@@ -62,18 +65,23 @@ class EmbeddingBagRule(AffineRule):
         if not self.trained(module):
             return ()
         members, weights = call.argument(0, "input"), call.argument(2, "per_sample_weights")
+        empty = 0
         if members.ndim == 1:
-            where = _bag_places(members, call.argument(1, "offsets"), include_last_offset=module.include_last_offset)
+            count, offsets = len(members), call.argument(1, "offsets")
+            where = _bag_places(members, offsets, include_last_offset=module.include_last_offset)
             members = _spread(members, where, fill=-1)
             weights = None if weights is None else _spread(weights.detach(), where, fill=0)
+            empty = members.numel() - count
         check_gradient(module, grad, (members.shape[0], module.embedding_dim))
         members = _without_padding(members, module.padding_idx)
         g = grad[:, None].expand(-1, members.shape[1], -1)
+        if empty or module.padding_idx is not None:
+            g = g * (members >= 0)[..., None]
         if weights is not None:
             g = g * weights.detach()[..., None]
         if module.mode == "mean":
             g = g / (members >= 0).sum(1).clamp_min(1)[:, None, None]
-        return (Rows(OneHot(members[None], module.num_embeddings), g[None]),)
+        return (Rows(OneHot(members[None], module.num_embeddings), g[None], empty=(empty,) if empty else ()),)
 
 
 def _table(module: nn.Module) -> Affine:

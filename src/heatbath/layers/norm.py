@@ -75,7 +75,8 @@ def _normalized(module: nn.Module, x: Tensor, training: bool) -> Tensor:
     mean, variance = (None, None) if of_batch else (module.running_mean, module.running_var)
     if isinstance(module, _BatchNorm):
         return F.batch_norm(x, mean, variance, training=of_batch, eps=module.eps)
-    return F.instance_norm(x, mean, variance, use_input_stats=of_batch, eps=module.eps)
+    examples = batched(x, module._get_no_batch_dim() + 1)
+    return F.instance_norm(examples, mean, variance, use_input_stats=of_batch, eps=module.eps).reshape(x.shape)
 
 
 def _example_sums(module: nn.Module, tensor: Tensor) -> Tensor:

@@ -6,17 +6,22 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from heatbath.layers.attention import AttentionRule
 from heatbath.layers.base import LayerRule
 from heatbath.layers.conv import ConvRule
 from heatbath.layers.conv_transpose import ConvTransposeRule
 from heatbath.layers.embedding import EmbeddingBagRule, EmbeddingRule
 from heatbath.layers.linear import LinearRule
 from heatbath.layers.norm import NormRule
+from heatbath.layers.recurrent import RecurrentCellRule, RecurrentRule
 
 
 def default_rules() -> tuple[LayerRule, ...]:
     """A rule for every family the library knows; the first that supports a module treats it."""
-    return (LinearRule(), ConvRule(), ConvTransposeRule(), EmbeddingRule(), EmbeddingBagRule(), NormRule())
+    return (
+        *(LinearRule(), ConvRule(), ConvTransposeRule(), EmbeddingRule(), EmbeddingBagRule(), NormRule()),
+        *(AttentionRule(), RecurrentRule(), RecurrentCellRule()),
+    )
 
 
 def rule_for(module: nn.Module, rules: Sequence[LayerRule]) -> LayerRule | None:

@@ -8,13 +8,18 @@ readings `process` gives in closed form. P = diag(1/c_i) is the capacitance mism
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, overload
 
 import torch
 from torch import Tensor
 
 from heatbath.machines.converters import normal
-from heatbath.machines.law import Answer, Clock, Excitation, Law
+from heatbath.machines.covariance import autoregressive, gram_of_reads
+from heatbath.machines.frontend import measure
+from heatbath.machines.law import Law
+from heatbath.machines.process import Moments
+from heatbath.machines.signals import Answer, Cells, Clock, Excitation, Measurement, Watch
+from heatbath.machines.spec import MachineSpec
 from heatbath.operators import tree
 
 
@@ -42,47 +47,60 @@ class ExactLaw(Law):
         return "exact law"
 
     @classmethod
-    def of(cls, matrix: Tensor, speed: Tensor | None) -> Self:
-        finite = torch.isfinite(matrix).all(-1).all(-1)
-        matrix = torch.where(finite[..., None, None], matrix, torch.eye(matrix.shape[-1]).to(matrix))
-        if speed is not None:
-            root = speed.sqrt()
-            matrix = root[..., :, None] * matrix * root[..., None, :]
-        rates, modes = torch.linalg.eigh(matrix)
-        if speed is not None:
-            modes = root[..., None] * modes
-        rates = torch.where(finite[..., None], rates.double(), torch.nan)
-        slowest = rates[..., 0].to(matrix)
+    def of(cls, held: Tensor, cells: Cells, clock: Clock | None) -> Self:
+        rates, modes, slowest = decompose(held, cells.speed)
         spread = (modes.square() / rates.to(modes).clamp(min=torch.finfo(modes.dtype).tiny).unsqueeze(-2)).sum(-1)
-        return cls(modes, rates, speed, slowest, spread)
+        return cls(modes, rates, cells.speed, slowest, spread)
 
-    def answer(self, excitation: Excitation, clock: Clock, *, keep_end: bool, generator: torch.Generator | None) -> Answer:
+    def measure(
+        self, excitation: Excitation, clock: Clock, spec: MachineSpec, *, keep_end: bool, generator: torch.Generator | None
+    ) -> Measurement:
         law = clock.moments(self.rates)
-        dtype, shape = excitation.drive.dtype, excitation.drive.shape
-        drive = excitation.drive @ self.modes
-        guess = self._project(excitation.guess)
-        start = self._project(excitation.start)
-        offset = None if excitation.offset is None else excitation.offset @ self.modes
-        first = second = None
+        shape = tuple(excitation.drive.shape)
+        noises: tuple[Tensor | None, Tensor | None] = (None, None)
         if clock.noise > 0:
-            deviation = law.variance.sqrt()
-            first = normal(tuple(shape), drive, generator)
-            noise = _row(deviation, dtype) * first
-        else:
-            noise = None
+            noises = _correlated(law, shape, excitation.drive, keep_end, generator)
+        answer = self.answer(excitation, law, noises, keep_end=keep_end, split=spec.rail is not None)
+        return measure(answer, self.spread, clock, spec, generator=generator)
+
+    def answer(
+        self,
+        excitation: Excitation,
+        law: Moments,
+        noises: tuple[Tensor | None, Tensor | None],
+        *,
+        keep_end: bool,
+        split: bool,
+    ) -> Answer:
+        """Readings and end states of given moments and noise in the modes, before any range or converter.
+
+        Args:
+            excitation: what drives the cells.
+            law: moments of the modes.
+            noises: noise of the reading and of the end state in the modes, `[*stack, m, n]`, or None.
+            keep_end: also the end state.
+            split: keep apart what scales with the drive and what does not.
+        """
+        drive = excitation.drive @ self.modes
+        guess, start = self._project(excitation.guess), self._project(excitation.start)
+        offset = None if excitation.offset is None else excitation.offset @ self.modes
+        dtype = drive.dtype
         signal = _sum(_row(law.gain, dtype) * drive, law.carry, guess)
-        rest = _sum(_sum(noise, law.gain, offset), law.carry, start)
-        parts = [signal, rest]
+        rest = _sum(_sum(noises[0], law.gain, offset), law.carry, start)
+        end_signal = end_rest = None
         if keep_end:
-            if clock.noise > 0:
-                second = normal(tuple(shape), drive, generator)
-                shared = law.covariance / deviation.clamp(min=1e-300)
-                own = (law.end_variance - shared.square()).clamp(min=0).sqrt()
-                noise = _row(shared, dtype) * first + _row(own, dtype) * second
-            parts.append(_sum(_row(law.end_gain, dtype) * drive, law.end_carry, guess))
-            parts.append(_sum(_sum(noise, law.end_gain, offset), law.end_carry, start))
-        parts = self._lift(parts, drive)
-        return Answer(parts[0], parts[1], parts[2] if keep_end else None, parts[3] if keep_end else None)
+            end_signal = _sum(_row(law.end_gain, dtype) * drive, law.end_carry, guess)
+            end_rest = _sum(_sum(noises[1], law.end_gain, offset), law.end_carry, start)
+        if not split:
+            signal, rest = signal if rest is None else signal + rest, None
+            end_signal, end_rest = end_signal if end_rest is None else end_signal + end_rest, None
+        return Answer(*self._lift([signal, rest, end_signal, end_rest], drive))
+
+    def watch(self, watch: Watch, spec: MachineSpec, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Tier C."""
+        drive = None if watch.offset is None else watch.offset @ self.modes
+        reads = autoregressive(self.rates, watch, drive=drive, colour=None, generator=generator)
+        return gram_of_reads(reads, self.modes.mT, watch.reads, spec, generator)
 
     def error(self, clock: Clock) -> tuple[Tensor, Tensor]:
         zero = torch.zeros_like(self.slowest)
@@ -94,11 +112,44 @@ class ExactLaw(Law):
             return None
         return (volts if self.speed is None else volts / self.speed.unsqueeze(-2)) @ self.modes
 
-    def _lift(self, parts: list[Tensor | None], like: Tensor) -> list[Tensor]:
+    def _lift(self, parts: list[Tensor | None], like: Tensor) -> list[Tensor | None]:
         """Modes to voltages, x = U y, in one product."""
         present = [p.expand_as(like) for p in parts if p is not None]
-        lifted = iter((torch.cat(present, -2) @ self.modes.mT).split(like.shape[-2], -2))
-        return [torch.zeros_like(like) if p is None else next(lifted) for p in parts]
+        rows = present[0] if len(present) == 1 else torch.cat(present, -2)
+        lifted = iter((rows @ self.modes.mT).split(like.shape[-2], -2))
+        return [None if p is None else next(lifted) for p in parts]
+
+
+def _correlated(
+    law: Moments, shape: tuple[int, ...], like: Tensor, keep_end: bool, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor | None]:
+    """Noise of the reading and of the end state of every mode, with the covariance of `law`."""
+    deviation = law.variance.sqrt()
+    first = normal(shape, like, generator)
+    if not keep_end:
+        return _row(deviation, like.dtype) * first, None
+    shared = law.covariance / deviation.clamp(min=1e-300)
+    own = (law.end_variance - shared.square()).clamp(min=0).sqrt()
+    second = normal(shape, like, generator)
+    return _row(deviation, like.dtype) * first, _row(shared, like.dtype) * first + _row(own, like.dtype) * second
+
+
+def decompose(held: Tensor, speed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Rates λ (float64, ascending), modes U with x = U y, and the slowest rate, of P^{1/2} Â P^{1/2}.
+
+    Matrices that are not finite get NaN rates.
+    """
+    finite = torch.isfinite(held).all(-1).all(-1)
+    eye = torch.eye(held.shape[-1], dtype=held.dtype, device=held.device)
+    matrix = torch.where(finite[..., None, None], held, eye)
+    if speed is not None:
+        root = speed.sqrt()
+        matrix = root[..., :, None] * matrix * root[..., None, :]
+    rates, modes = torch.linalg.eigh(matrix)
+    if speed is not None:
+        modes = root[..., None] * modes
+    rates = torch.where(finite[..., None], rates.double(), torch.nan)
+    return rates, modes, rates[..., 0].to(held)
 
 
 def _row(coefficients: Tensor, dtype: torch.dtype) -> Tensor:
@@ -106,6 +157,10 @@ def _row(coefficients: Tensor, dtype: torch.dtype) -> Tensor:
     return coefficients.to(dtype).unsqueeze(-2)
 
 
+@overload
+def _sum(total: Tensor, weight: Tensor, term: Tensor | None) -> Tensor: ...
+@overload
+def _sum(total: Tensor | None, weight: Tensor, term: Tensor | None) -> Tensor | None: ...
 def _sum(total: Tensor | None, weight: Tensor, term: Tensor | None) -> Tensor | None:
     """total + weight · term, where None is nothing."""
     if term is None:

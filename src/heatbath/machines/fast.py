@@ -21,7 +21,11 @@ import torch
 from torch import Tensor
 
 from heatbath.machines.converters import normal
-from heatbath.machines.law import Answer, Clock, Excitation, Law
+from heatbath.machines.covariance import converts_each_read, gram_of_reads, independent, wishart
+from heatbath.machines.frontend import measure
+from heatbath.machines.law import Law
+from heatbath.machines.signals import Answer, Cells, Clock, Excitation, Measurement, Watch
+from heatbath.machines.spec import MachineSpec
 from heatbath.operators import tree
 
 
@@ -49,7 +53,8 @@ class FastLaw(Law):
         return "fast law"
 
     @classmethod
-    def of(cls, matrix: Tensor, speed: Tensor | None) -> Self:
+    def of(cls, held: Tensor, cells: Cells, clock: Clock | None) -> Self:
+        matrix, speed = held, cells.speed
         root = None if speed is None else speed.sqrt()
         if root is not None:
             matrix = root[..., :, None] * matrix * root[..., None, :]
@@ -61,23 +66,38 @@ class FastLaw(Law):
         spread = inverse.diagonal(dim1=-2, dim2=-1)
         return cls(inverse, lower, root, slowest, spread if speed is None else spread * speed)
 
+    def measure(
+        self, excitation: Excitation, clock: Clock, spec: MachineSpec, *, keep_end: bool, generator: torch.Generator | None
+    ) -> Measurement:
+        answer = self.answer(excitation, clock, keep_end=keep_end, generator=generator)
+        return measure(answer, self.spread, clock, spec, generator=generator)
+
     def answer(self, excitation: Excitation, clock: Clock, *, keep_end: bool, generator: torch.Generator | None) -> Answer:
+        """Draw one reading for every row of the excitation, before any range or converter."""
         drive, offset = self._inward(excitation.drive), self._inward(excitation.offset)
         cold = self._cold(clock) and excitation.guess is None and excitation.start is None
         assert drive is not None
         signal = self._mean(drive, clock, cold)
-        rest = torch.zeros_like(signal) if offset is None else self._mean(offset, clock, cold).expand_as(signal)
-        end_signal = end_rest = None
-        if keep_end:
-            end_signal = drive @ self.inverse
-            end_rest = torch.zeros_like(signal) if offset is None else (offset @ self.inverse).expand_as(signal)
+        rest = None if offset is None else self._mean(offset, clock, cold).expand_as(signal)
+        end_signal = drive @ self.inverse if keep_end else None
+        end_rest = (offset @ self.inverse).expand_as(signal) if keep_end and offset is not None else None
         if clock.noise > 0:
             noise, end_noise = self._noise(signal, clock, cold, keep_end, generator)
-            rest = rest + noise
+            rest = noise if rest is None else rest + noise
             if keep_end:
-                end_rest = end_rest + end_noise
+                end_rest = end_noise if end_rest is None else end_rest + end_noise
         outward = [None if rows is None else self._outward(rows) for rows in (signal, rest, end_signal, end_rest)]
-        return Answer(*outward)  # type: ignore[arg-type]  # the first two are never None
+        return Answer(*outward)  # type: ignore[arg-type]  # the signal is never None
+
+    def watch(self, watch: Watch, spec: MachineSpec, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Tier C′: reads taken as independent."""
+        lift = self.factor if self.root is None else self.factor * self.root.unsqueeze(-2)
+        if not converts_each_read(spec) and watch.offset is None and watch.reads >= lift.shape[-1]:
+            return watch.noise * wishart(lift, watch.reads, generator), torch.zeros_like(self.slowest, dtype=torch.int64)
+        mean = None if watch.offset is None else watch.offset @ (self.inverse if self.root is None else lift.mT @ lift)
+        reads = independent(lift, mean, watch, generator)
+        eye = torch.eye(lift.shape[-1], dtype=lift.dtype, device=lift.device).expand_as(lift)
+        return gram_of_reads(reads, eye, watch.reads, spec, generator)
 
     def error(self, clock: Clock) -> tuple[Tensor, Tensor]:
         """Relative errors at the slowest mode, where they are largest; 0 variance error for a machine without noise."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from heatbath.machines.converters import DITHERED, STILL, lsb, normal, power_of_two, quantize
-from heatbath.machines.law import Answer, Clock
+from heatbath.machines.signals import Answer, Clock, Measurement
 from heatbath.machines.spec import MachineSpec
 
 
@@ -42,69 +42,53 @@ def convert_drive(rows: Tensor, spec: MachineSpec) -> Drive:
     return Drive(volts, scale, clipped)
 
 
-@dataclass(frozen=True, eq=False)
-class Voltages:
-    """Readings before conversion and end states, rows over full scale, and the division of the drive `[*stack, m, 1]`."""
-
-    reading: Tensor
-    end: Tensor | None
-    division: Tensor
+def drive_division(peak: Tensor, spec: MachineSpec) -> Tensor:
+    """The power of two, at least 1, by which a drive is lowered so that voltages up to `peak` `[*stack, m, 1]` fit the rails."""
+    return torch.ones_like(peak) if spec.rail is None else power_of_two(peak / spec.rail).clamp(min=1)
 
 
-def set_drive_range(answer: Answer, spec: MachineSpec) -> Voltages:
-    """Choose the division of the drive that keeps what is read within the rails."""
-    if spec.rail is None:
-        reading = answer.signal + answer.rest
-        end = None if answer.end_signal is None else answer.end_signal + answer.end_rest  # type: ignore[operator]  # both or none
-        return Voltages(reading, end, torch.ones_like(reading[..., :1]))
-    peak = (answer.signal + answer.rest).abs().amax(-1, keepdim=True)
-    division = power_of_two(peak / spec.rail).clamp(min=1)
-    reading = (answer.signal / division + answer.rest).clamp(-spec.rail, spec.rail)
-    end = None
-    if answer.end_signal is not None and answer.end_rest is not None:
-        end = (answer.end_signal / division + answer.end_rest).clamp(-spec.rail, spec.rail)
-    return Voltages(reading, end, division)
+def read_range(peak: Tensor, spec: MachineSpec) -> Tensor:
+    """Full scale of the read converter: the power of two just above `peak`, as far as the amplifier reaches."""
+    full_scale = power_of_two(peak)
+    return full_scale if spec.read_gain_max is None else full_scale.clamp(min=1 / spec.read_gain_max)
 
 
-@dataclass(frozen=True, eq=False)
-class Codes:
-    """Converted readings over full scale, and masks of those that clipped and of those with too little dither."""
-
-    values: Tensor
-    clipped: Tensor
-    undithered: Tensor
+def within_rails(volts: Tensor, spec: MachineSpec) -> Tensor:
+    """Voltages as the rails leave them."""
+    return volts if spec.rail is None else volts.clamp(-spec.rail, spec.rail)
 
 
-def convert_reading(
-    analog: Tensor, spread: Tensor, clock: Clock, spec: MachineSpec, *, generator: torch.Generator | None
-) -> Codes:
-    """Read noise, range and conversion of averaged readings.
+def measure(
+    answer: Answer, spread: Tensor, clock: Clock, spec: MachineSpec, *, generator: torch.Generator | None
+) -> Measurement:
+    """Range, convert and count the averaged readings of a linear law.
 
     Args:
-        analog: averages over full scale, `[*stack, m, n]`.
+        answer: readings at full drive.
         spread: stationary variance of each cell over 1/β, `[*stack, n]`.
         clock: the schedule.
         spec: the machine.
         generator: source of randomness.
     """
+    division = drive_division(_plus(answer.signal, answer.rest).abs().amax(-1, keepdim=True), spec)
+    analog = within_rails(_plus(answer.signal / division, answer.rest), spec)
+    end = None if answer.end_signal is None else within_rails(_plus(answer.end_signal / division, answer.end_rest), spec)
     reads = clock.reads or 1
     nothing = torch.zeros_like(analog, dtype=torch.bool)
     if spec.read_noise > 0:
         analog = analog + normal(tuple(analog.shape), analog, generator) * math.sqrt(spec.read_noise / reads)
     if spec.read_bits is None:
-        return Codes(analog, nothing, nothing)
-    full_scale = read_range(analog, spec)
+        return Measurement(analog, end, division, nothing, nothing)
+    full_scale = read_range(analog.abs().amax(-1, keepdim=True), spec)
     values, clipped = quantize(analog, spec.read_bits, full_scale)
     if reads == 1:
-        return Codes(values, clipped, nothing)
+        return Measurement(values, end, division, clipped, nothing)
     step = lsb(spec.read_bits, full_scale)
     sigma = (clock.noise * spread + spec.read_noise).sqrt().unsqueeze(-2)
     dithered = sigma >= DITHERED * step
     white = analog + normal(tuple(analog.shape), analog, generator) * (step / math.sqrt(12 * reads))
-    return Codes(torch.where(dithered, white, values), clipped, ~dithered & (sigma > STILL * step))
+    return Measurement(torch.where(dithered, white, values), end, division, clipped, ~dithered & (sigma > STILL * step))
 
 
-def read_range(analog: Tensor, spec: MachineSpec) -> Tensor:
-    """Full scale of the read converter for each row: the power of two just above the largest reading, `[*stack, m, 1]`."""
-    full_scale = power_of_two(analog.abs().amax(-1, keepdim=True))
-    return full_scale if spec.read_gain_max is None else full_scale.clamp(min=1 / spec.read_gain_max)
+def _plus(signal: Tensor, rest: Tensor | None) -> Tensor:
+    return signal if rest is None else signal + rest

@@ -1,79 +1,36 @@
-"""How a machine that holds Â answers a drive: the interface of every emulation tier.
+"""How a machine that holds Â answers: the interface of every emulation tier.
 
 A law is what the emulator derives once from the matrix the machine *holds* (never from the one that was meant), and answers many
-drives with. All vectors are rows `[*stack, m, n]` in normalised units (full scale = 1), all times in units of τ. An answer is split
-into what scales with the drive (the signal) and what does not (start, offset, noise: the background), so that a front end can choose the
-drive's range without another solve.
+drives with. All vectors are rows `[*stack, m, n]` in units of full scale, all times in units of τ.
+
+| tier | class | derives | exact for |
+|---|---|---|---|
+| A | `ExactLaw` | eigenvectors | any schedule and start |
+| B+ | `FastLaw` | a Cholesky factor | settled, well averaged readings; states its error |
+| A, coloured | `ColouredLaw` | eigenvectors, one covariance per schedule | cells whose noise differs |
+| S | `ReadByRead` | eigenvectors | the same, and each read's conversion |
+| S, Euler | `Stepper` | nothing | in the limit of small steps: saturation, drift during a run |
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from heatbath.machines.process import Moments, continuous_average, sampled_average
-
-
-@dataclass(frozen=True)
-class Clock:
-    """A schedule in units of τ, and the noise 1/β. `reads` as in `Schedule`."""
-
-    burn_in: float
-    duration: float
-    reads: int | None
-    noise: float
-
-    def moments(self, rates: Tensor) -> Moments:
-        """Moments of a reading and of the end state for modes of these rates, from a known start."""
-        if self.reads is None:
-            return continuous_average(rates, burn_in=self.burn_in, duration=self.duration, noise=self.noise)
-        return sampled_average(
-            rates, burn_in=self.burn_in, duration=self.duration, reads=self.reads, noise=self.noise
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Excitation:
-    """What a run applies to the cells, rows `[*stack, m, n]` or None.
-
-    Args:
-        drive: the drive at full scale, b̂.
-        guess: starting voltages that scale with the drive.
-        start: starting voltages that do not.
-        offset: drive that does not scale, `[*stack, 1, n]`.
-    """
-
-    drive: Tensor
-    guess: Tensor | None = None
-    start: Tensor | None = None
-    offset: Tensor | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """Readings and end states, rows `[*stack, m, n]`: `signal` scales with the drive, `rest` does not.
-
-    The end states are None unless asked for.
-    """
-
-    signal: Tensor
-    rest: Tensor
-    end_signal: Tensor | None
-    end_rest: Tensor | None
+from heatbath.machines.signals import Cells, Clock, Excitation, Measurement, Watch
+from heatbath.machines.spec import MachineSpec
 
 
 class Law(ABC):
     """What the emulator derived from a held matrix; a `@tree` dataclass whose tensors lead with `[*stack]`.
 
-    `slowest` `[*stack]` is the smallest rate λ (in 1/τ), and `spread` `[*stack, n]` the stationary variance of each cell over 1/β.
+    `slowest` `[*stack]` is the smallest rate λ in units of 1/τ, NaN or at most 0 where the held matrix is not positive definite.
     """
 
     slowest: Tensor
-    spread: Tensor
 
     @property
     @abstractmethod
@@ -82,17 +39,24 @@ class Law(ABC):
 
     @classmethod
     @abstractmethod
-    def of(cls, matrix: Tensor, speed: Tensor | None) -> Self:
-        """Derive the law of τ dx = −P(Âx − b̂)dt + sqrt(2τP/β) dW.
+    def of(cls, held: Tensor, cells: Cells, clock: Clock | None) -> Self:
+        """Derive the law of τ dx = −P(Âx − b̂)dt + sqrt(2τPD/β) dW.
 
         Args:
-            matrix: Â, `[*stack, n, n]`, symmetric.
-            speed: the diagonal of P (1/c of each cell), `[*stack, n]`; None: all 1.
+            held: Â, `[*stack, n, n]`, symmetric.
+            cells: the diagonals P (speed) and D (loudness).
+            clock: the schedule that will be run, for laws that prepare for one; None: not known.
         """
 
     @abstractmethod
-    def answer(self, excitation: Excitation, clock: Clock, *, keep_end: bool, generator: torch.Generator | None) -> Answer:
-        """Draw one reading for every row of the excitation."""
+    def measure(
+        self, excitation: Excitation, clock: Clock, spec: MachineSpec, *, keep_end: bool, generator: torch.Generator | None
+    ) -> Measurement:
+        """Draw one converted reading for every row of the excitation."""
+
+    @abstractmethod
+    def watch(self, watch: Watch, spec: MachineSpec, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Covariance read-out S = (1/k) Σ x xᵀ `[*stack, n, n]` over undriven reads, and how many readings clipped `[*stack]`."""
 
     @abstractmethod
     def error(self, clock: Clock) -> tuple[Tensor, Tensor]:

@@ -19,13 +19,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from heatbath.machines.covariance import Watch
 from heatbath.machines.exact import ExactLaw
 from heatbath.machines.fast import FastLaw
 from heatbath.machines.frontend import convert_drive, convert_reading, set_drive_range
 from heatbath.machines.imperfections import CAPACITANCE, OFFSET, mismatch_like
 from heatbath.machines.law import Clock, Excitation, Law
 from heatbath.machines.memory import check_matrix, hold
-from heatbath.machines.programmed import Programmed, Reading
+from heatbath.machines.programmed import CovarianceReading, Programmed, Reading
 from heatbath.machines.schedule import Schedule
 from heatbath.machines.spec import MachineSpec
 from heatbath.work import Job, Work
@@ -181,6 +182,50 @@ class Machine:
             work=self._work(programmed, rows, schedule, loaded=guess is not None or (start is not None and rows.shape[-2] > 1)),
         )
 
+    def read_covariance(
+        self, programmed: Programmed, *, reads: int, interval: float, burn_in: float, generator: torch.Generator | None = None
+    ) -> CovarianceReading:
+        """Watch the undriven machines and estimate A⁻¹ from the covariance of their voltages.
+
+        Args:
+            programmed: from `program`; for the cheap tier program with `Schedule(burn_in, reads * interval, reads)`.
+            reads: k, how many reads.
+            interval: seconds between reads.
+            burn_in: seconds from the cold start to the first read.
+            generator: source of randomness; None: torch's own.
+
+        Raises:
+            ValueError: a machine without noise, or a schedule the emulation tier was not chosen for.
+        """
+        if self.spec.noise == 0:
+            raise ValueError(
+                f"machine {self.spec.name!r} has no noise to watch; give it a temperature or noise_volts_rms, or solve by driving it"
+            )
+        schedule = Schedule(burn_in, reads * interval, reads)
+        self._check_schedule(programmed, schedule)
+        tau, n = self.spec.time_constant, programmed.size
+        offset = None if programmed.offset is None else programmed.offset.unsqueeze(-2)
+        watch = Watch(reads, interval / tau, burn_in / tau, self.spec.noise, offset)
+        covariance, clipped = programmed.law.watch(watch, self.spec, generator)
+        digital = self.spec.read_bits or 8 * covariance.element_size()
+        job = Job(
+            self.spec.name,
+            n,
+            drives=1,
+            read_bits=float(n * digital * reads),
+            settle_seconds=burn_in,
+            read_seconds=schedule.duration,
+            conversions_out=n * reads,
+        )
+        return CovarianceReading(
+            inverse=covariance / (self.spec.noise * programmed.scale[..., None, None]),
+            diverged=~programmed.definite,
+            read_clipped=clipped,
+            error=programmed.law.error(self.clock(schedule))[0],
+            tier=programmed.law.tier,
+            work=Work.of(job, max(programmed.stack.numel(), 1)),
+        )
+
     def _check_drive(self, programmed: Programmed, drive: Tensor, name: str) -> None:
         held, stack = programmed.held, programmed.stack
         if drive.dtype != held.dtype:
@@ -195,8 +240,10 @@ class Machine:
         chosen = programmed.schedule
         if chosen is None or isinstance(programmed.law, ExactLaw) or schedule == chosen:
             return
-        same = (schedule.reads is None) == (chosen.reads is None) and (schedule.burn_in == 0) == (chosen.burn_in == 0)
-        if not same or schedule.burn_in < chosen.burn_in or schedule.duration < chosen.duration:
+        alike = (schedule.reads is None, schedule.reads == 1) == (chosen.reads is None, chosen.reads == 1)
+        alike = alike and (schedule.burn_in == 0) == (chosen.burn_in == 0)
+        spacing, least = (s.duration / (s.reads or 1) for s in (schedule, chosen))
+        if not alike or schedule.burn_in < chosen.burn_in or (spacing < least * (1 - 1e-9) and schedule.reads != 1):
             raise ValueError(
                 f"the {programmed.tier} was chosen for {chosen} and may not hold for {schedule}; "
                 "program again with the schedule you will run, or with none"

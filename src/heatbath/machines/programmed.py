@@ -111,6 +111,7 @@ class CovarianceReading:
         inverse: estimate of A⁻¹, `[*stack, n, n]`, symmetric and positive semidefinite.
         diverged: voltages ran away, bool `[*stack]`.
         read_clipped: readings beyond full scale, int64 `[*stack]`.
+        error: the tier's stated relative error of the variance of an average over these reads, `[*stack]`.
         tier: name of the emulation tier.
         work: one job for each machine.
     """
@@ -118,5 +119,6 @@ class CovarianceReading:
     inverse: Tensor
     diverged: Tensor
     read_clipped: Tensor
+    error: Tensor
     tier: str
     work: Work

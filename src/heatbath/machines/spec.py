@@ -45,6 +45,7 @@ class MachineSpec:
     tau: float | None = _number("time constant of a cell of conductance 1; None: resistance times capacitance", "s")
     resistance: float | None = _number("resistance of a full-scale entry", "ohm")
     capacitance: float | None = _number("capacitance of a cell", "F")
+    inductance: float | None = _number("inductance of a cell, which makes it ring; None: overdamped", "H")
     settle_taus: float | None = _number("stated time to converge, in units of tau", "tau")
     full_scale_volts: float | None = _number("voltage that stands for 1; None: 1 V", "V")
     rail_volts: float | None = _number("voltage at which a cell saturates; None: never", "V")
@@ -64,6 +65,14 @@ class MachineSpec:
     gain_mismatch: float | None = _number("relative rms error of each matrix entry, a property of the machine", "", high=0.5)
     offset_mismatch: float | None = _number("rms offset of each cell's drive over full scale, a property of the machine", "", high=0.5)
     capacitance_mismatch: float | None = _number("relative rms error of each capacitance, a property of the machine", "", high=0.3)
+    noise_mismatch: float | None = _number("relative rms error of the rms of each cell's noise, a property of the machine", "", high=0.5)
+    write_noise: float | None = _number("rms error of each entry over full scale, fresh at each programming", "", high=0.5)
+    drift_exponent: float | None = _number("conductances fall as (1 + t/1 s)^-exponent after programming", "", high=1)
+    drift_spread: float | None = _number("relative rms difference of the drift exponent between entries", "", high=1)
+    stuck_entries: float | None = _number("fraction of matrix entries stuck at 0, a property of the machine", "", high=1)
+    dead_cells: float | None = _number("fraction of cells that stay at 0 V, a property of the machine", "", high=1)
+    stuck_cells: float | None = _number("fraction of cells that stay at full scale, a property of the machine", "", high=1)
+    dead_converters: float | None = _number("fraction of read converters that return 0, a property of the machine", "", high=1)
     bandwidth: float | None = _number("rate of transfer between digital side and machine", "bit/s")
     sample_rate: float | None = _number("conversions a second of one converter", "Hz")
     cell_power: float | None = _number("power of one cell while it runs", "W")
@@ -98,6 +107,13 @@ class MachineSpec:
                 "allowed: full_scale_volts and above"
             )
 
+        if self.inductance is not None and (self.resistance is None or self.capacitance is None):
+            raise ValueError(f"machine {self.name!r}: inductance = {self.inductance:g} H needs resistance (ohm) and capacitance (F)")
+        if self.inductance is not None and self.noise_mismatch is not None:
+            raise ValueError(f"machine {self.name!r}: inductance together with noise_mismatch is not emulated; leave one out")
+        if self.drift_spread is not None and self.drift_exponent is None:
+            raise ValueError(f"machine {self.name!r}: drift_spread needs a drift_exponent")
+
     @property
     def time_constant(self) -> float:
         """τ, the time constant of a cell of conductance 1, in seconds."""
@@ -123,6 +139,14 @@ class MachineSpec:
         if self.temperature is not None and self.capacitance is not None:
             thermal = BOLTZMANN * self.temperature / self.capacitance
         return (thermal + (self.noise_volts_rms or 0.0) ** 2) / self.volts**2
+
+    @property
+    def inertia(self) -> float | None:
+        """μ = L/(R²C), inductive over resistive time; None for overdamped cells."""
+        if self.inductance is None:
+            return None
+        assert self.resistance is not None and self.capacitance is not None
+        return self.inductance / (self.resistance**2 * self.capacitance)
 
     @property
     def read_noise(self) -> float:

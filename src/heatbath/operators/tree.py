@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 T = TypeVar("T")
@@ -34,15 +35,13 @@ def tree(cls: type[T]) -> type[T]:
 def map_tensors(fn: Callable[..., Tensor], value: T, *others: T) -> T:
     """Apply `fn` to the matching tensors of trees of one structure; everything else is taken from the first.
 
-    Where another tree holds None in place of a tensor or subtree, the first tree's part is taken as it is.
+    The trees must have one structure (`same_structure`).
 
     >>> import torch
     >>> from heatbath.operators import Dense
     >>> map_tensors(lambda a, b: 0.5 * a + 0.5 * b, Dense(torch.eye(2)), Dense(3 * torch.eye(2))).matrix[0, 0].item()
     2.0
     """
-    if any(o is None for o in others):
-        return value
     if isinstance(value, Tensor):
         return fn(value, *others)  # type: ignore[return-value]  # T is Tensor here
     if is_dataclass(value) and type(value).__name__ in _CLASSES:
@@ -53,6 +52,36 @@ def map_tensors(fn: Callable[..., Tensor], value: T, *others: T) -> T:
     if isinstance(value, dict):
         return {k: map_tensors(fn, v, *(o[k] for o in others)) for k, v in value.items()}  # type: ignore[return-value, index]  # T is dict
     return value
+
+
+def select(mask: Tensor, chosen: T, other: T) -> T:
+    """Take the members of a stack where `mask` is true from one tree, the rest from another.
+
+    Trees of different structure (a machine emulated by another law than before) cannot be mixed: then all is `chosen`.
+
+    Args:
+        mask: bool `[*stack]`.
+        chosen: tree whose tensors lead with `[*stack]`.
+        other: another one.
+    """
+    if not same_structure(chosen, other):
+        return chosen
+    return map_tensors(lambda a, b: torch.where(mask.reshape(*mask.shape, *(1,) * (a.ndim - mask.ndim)), a, b), chosen, other)
+
+
+def same_structure(a: Any, b: Any) -> bool:  # Any: a recursive sum type
+    """Whether two trees agree in classes and in where they hold tensors, shapes included."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Tensor):
+        return a.shape == b.shape
+    if is_dataclass(a) and type(a).__name__ in _CLASSES:
+        return all(same_structure(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(same_structure(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_structure(a[k], b[k]) for k in a)
+    return True
 
 
 def to_plain(value: Any) -> Any:  # Any: a recursive sum type

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from heatbath.curvature import Capture, Reduction, Site, update_average
 from heatbath.layers import Rows
-from heatbath.operators import map_tensors
+from heatbath.operators import select
 from heatbath.optim.checkpoint import check_layout, restore, save
 from heatbath.optim.coverage import Coverage, describe
 from heatbath.optim.damping import Damping
@@ -104,7 +104,7 @@ class NaturalGradient(torch.optim.Optimizer):
             good = usable(codes)
             stack.boost = torch.where(good, (stack.boost * self.policy.relax).clamp_min(1.0), stack.boost * self.policy.boost)
             if stack.state is not None:
-                state = _select(good, state, stack.state)
+                state = select(good, state, stack.state)
             stack.state = state
             self._tally.add_refresh(work, codes)
         self._last_refresh = self.steps
@@ -249,8 +249,3 @@ class NaturalGradient(torch.optim.Optimizer):
 def _all_finite(values: Sequence[Tensor]) -> Tensor:
     """Whether all of some 0-d tensors are finite, a 0-d bool."""
     return torch.isfinite(torch.stack(list(values))).all()
-
-
-def _select(mask: Tensor, chosen: Any, other: Any) -> Any:  # Any: solver states of one type
-    """Members of a stack from one state where `mask` is true, from the other elsewhere."""
-    return map_tensors(lambda a, b: torch.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), a, b), chosen, other)

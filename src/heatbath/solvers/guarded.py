@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heatbath.operators import Operator, map_tensors, tree
+from heatbath.operators import Operator, select, tree
 from heatbath.solvers.base import Outcome, Solution, Solver, usable
 from heatbath.solvers.cholesky import Cholesky
 from heatbath.work import Work
@@ -128,11 +128,6 @@ class Guarded(Solver[Watched]):
 
     def outcome(self, state: Watched) -> Tensor:
         return state.outcome
-
-
-def select(mask: Tensor, chosen: Any, other: Any) -> Any:  # Any: trees of one structure
-    """Take the members of a stack where `mask` is true from one tree, the rest from another."""
-    return map_tensors(lambda a, b: torch.where(mask.reshape(*mask.shape, *(1,) * (a.ndim - mask.ndim)), a, b), chosen, other)
 
 
 def _relative_residual(operator: Operator, value: Tensor, rhs: Tensor) -> Tensor:

@@ -23,10 +23,12 @@ class Inverse:
     Args:
         operator: M⁻¹, as an operator of the same domain.
         outcome: int8 codes `[*stack]`.
+        carry: what the next preparation may start from besides the inverse (a machine's voltages, `[*stack, n, n]`), or None.
     """
 
     operator: Operator
     outcome: Tensor
+    carry: Tensor | None = None
 
 
 def invert_diagonal(operator: Diagonal) -> tuple[Inverse, Work]:

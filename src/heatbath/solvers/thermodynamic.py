@@ -1,0 +1,219 @@
+"""Thermodynamic solvers: a machine relaxes to the answer.
+
+With Â programmed and b̂ driven, the cells' mean settles to Â⁻¹b̂ and their covariance to Â⁻¹ (`heatbath.machines`). Two uses in
+K-FAC (Donatella et al. 2025, arXiv 2502.08603): *invert* a factor once per refresh (method 1), or keep it programmed and
+*solve* for each right-hand side (method 2).
+
+Before programming, the digital side equilibrates: with D = diag(M)^{−1/2} the machine gets D M D, whose diagonal is 1, and
+M⁻¹ = D (D M D)⁻¹ D. That costs n² operations and uses the converters' range evenly.
+
+A drive is read after a fixed time t, not when converged: a mode λ of Â reaches 1 − e^{−λt/τ} of its answer, so modes slower
+than τ/t are damped, as by a truncated iteration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from heatbath.machines import Machine, Programmed, Schedule
+from heatbath.operators import Dense, Diagonal, Operator, tree
+from heatbath.solvers.base import Outcome, Solution, Solver
+from heatbath.solvers.inverse import Inverse, apply_inverse, invert_diagonal
+from heatbath.work import Work, elementwise
+
+SETTLE_TAUS = 50.0  # where a machine states none: "about 50 τ", Donatella et al. 2024, arXiv 2405.13817
+
+
+@tree
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A programmed machine.
+
+    Args:
+        programmed: what the machine holds.
+        root: D as a vector, `[*stack, n]`.
+        outcome: int8 codes `[*stack]`.
+        voltages: at the end of the last run, `[*stack, *batch, n]`; None if they are not kept.
+    """
+
+    programmed: Programmed
+    root: Tensor
+    outcome: Tensor
+    voltages: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class UnitVectors:
+    """Read an inverse as n driven solves of unit vectors; noise enters the mean only, so there is no sampling floor.
+
+    Args:
+        schedule: for each of the n drives; None: `default_schedule`.
+        warm_start: start each drive from the voltages of the last inverse.
+    """
+
+    schedule: Schedule | None = None
+    warm_start: bool = False
+
+
+@dataclass(frozen=True)
+class Fluctuations:
+    """Read an inverse from the covariance of the voltages, undriven: the published method 1.
+
+    A relative error ε takes between (n+1)/ε² and (n+1)κ/ε² time constants at any temperature: 5·10⁵ τ for n = 1536, κ = 10,
+    ε = 0.1.
+
+    Args:
+        reads: number of reads.
+        interval: seconds between reads.
+        burn_in: seconds before the first.
+    """
+
+    reads: int
+    interval: float
+    burn_in: float
+
+
+@dataclass(frozen=True)
+class ThermodynamicSolve(Solver[Held]):
+    """Method 2: program the matrix at each refresh, drive the machine for each right-hand side.
+
+    Prefer it where drives are few per refresh; the digital side then does no n³ work at all.
+
+    Args:
+        machine: the machine.
+        schedule: for each drive; None: `default_schedule`.
+        equilibrate: scale to a unit diagonal before programming.
+        warm_start: start each drive from the voltages of the last one.
+    """
+
+    machine: Machine
+    schedule: Schedule | None = None
+    equilibrate: bool = True
+    warm_start: bool = False
+
+    def prepare(
+        self, operator: Operator, *, previous: Held | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Held, Work]:
+        schedule = self.schedule or default_schedule(self.machine)
+        held, work = _program(self.machine, operator, schedule, equilibrate=self.equilibrate, generator=generator)
+        if self.warm_start and previous is not None:
+            held = Held(held.programmed, held.root, held.outcome, previous.voltages)
+        return held, work
+
+    def solve(
+        self, state: Held, rhs: Tensor, *, guess: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Solution:
+        root = state.root.reshape(*state.root.shape[:-1], *(1,) * (rhs.ndim - state.root.ndim), -1)
+        start = state.voltages if state.voltages is not None and state.voltages.shape == rhs.shape else None
+        reading = self.machine.run(
+            state.programmed,
+            rhs * root,
+            schedule=self.schedule or default_schedule(self.machine),
+            start=start if guess is None else None,
+            guess=None if guess is None else guess / root,
+            keep_end=self.warm_start,
+            generator=generator,
+        )
+        codes = torch.where(reading.diverged, Outcome.INDEFINITE.code, state.outcome).to(torch.int8)
+        digital = Work.of(elementwise(rhs.numel(), 2)) if self.equilibrate else Work()
+        successor = Held(state.programmed, state.root, state.outcome, reading.end) if self.warm_start else None
+        return Solution(reading.mean * root, reading.work + digital, codes, notes=_notes(reading), state=successor)
+
+    def outcome(self, state: Held) -> Tensor:
+        return state.outcome
+
+
+@dataclass(frozen=True)
+class ThermodynamicInverse(Solver[Inverse]):
+    """Method 1: let the machine invert at each refresh; apply the inverse digitally.
+
+    Prefer it where many right-hand sides follow a refresh.
+
+    Args:
+        machine: the machine.
+        readout: `UnitVectors` (driven solves, the default) or `Fluctuations` (covariance, as published).
+        equilibrate: scale to a unit diagonal before programming.
+    """
+
+    machine: Machine
+    readout: UnitVectors | Fluctuations = field(default_factory=UnitVectors)
+    equilibrate: bool = True
+
+    def prepare(
+        self, operator: Operator, *, previous: Inverse | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Inverse, Work]:
+        if isinstance(operator, Diagonal):
+            return invert_diagonal(operator)
+        if isinstance(self.readout, Fluctuations):
+            held, work = _program(self.machine, operator, None, equilibrate=self.equilibrate, generator=generator)
+            reading = self.machine.read_covariance(
+                held.programmed,
+                reads=self.readout.reads,
+                interval=self.readout.interval,
+                burn_in=self.readout.burn_in,
+                generator=generator,
+            )
+            raw, diverged, work, carry = reading.inverse, reading.diverged, work + reading.work, None
+        else:
+            schedule = self.readout.schedule or default_schedule(self.machine)
+            held, work = _program(self.machine, operator, schedule, equilibrate=self.equilibrate, generator=generator)
+            warm = self.readout.warm_start
+            driven = self.machine.run(
+                held.programmed,
+                torch.eye(operator.size, dtype=held.root.dtype, device=held.root.device).expand_as(held.programmed.held),
+                schedule=schedule,
+                start=previous.carry if warm and previous is not None else None,
+                keep_end=warm,
+                generator=generator,
+            )
+            raw, diverged, work, carry = 0.5 * (driven.mean + driven.mean.mT), driven.diverged, work + driven.work, driven.end
+        inverse = held.root.unsqueeze(-1) * raw * held.root.unsqueeze(-2)
+        codes = torch.where(diverged, Outcome.INDEFINITE.code, held.outcome)
+        finite = torch.isfinite(inverse).flatten(-2).all(-1)
+        codes = torch.where(finite | (codes != Outcome.SOLVED.code), codes, Outcome.NONFINITE.code).to(torch.int8)
+        return Inverse(Dense(inverse), codes, carry), work
+
+    def solve(
+        self, state: Inverse, rhs: Tensor, *, guess: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Solution:
+        return apply_inverse(state, rhs)
+
+    def outcome(self, state: Inverse) -> Tensor:
+        return state.outcome
+
+
+def default_schedule(machine: Machine) -> Schedule:
+    """The machine's stated time to converge, four fifths of it settling and one fifth analog averaging."""
+    total = (machine.spec.settle_taus or SETTLE_TAUS) * machine.spec.time_constant
+    return Schedule(burn_in=0.8 * total, duration=0.2 * total)
+
+
+def _program(
+    machine: Machine, operator: Operator, schedule: Schedule | None, *, equilibrate: bool, generator: torch.Generator | None
+) -> tuple[Held, Work]:
+    """Equilibrate and program a dense operator.
+
+    Raises:
+        TypeError: another structure than `Dense`.
+    """
+    if not isinstance(operator, Dense):
+        raise TypeError(f"a machine holds Dense operators, got {type(operator).__name__}; wrap the solver: Factorwise(...)")
+    matrix, work = operator.matrix, Work()
+    root = torch.ones_like(matrix[..., 0])
+    if equilibrate:
+        diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+        root = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
+        matrix = root.unsqueeze(-1) * matrix * root.unsqueeze(-2)
+        work = Work.of(elementwise(operator.size**2, 2), max(operator.stack.numel(), 1))
+    programmed = machine.program(matrix, schedule=schedule, check=False, generator=generator)
+    codes = torch.where(programmed.definite, Outcome.SOLVED.code, Outcome.INDEFINITE.code).to(torch.int8)
+    return Held(programmed, root, codes), work + programmed.work
+
+
+def _notes(reading: Any) -> dict[str, Any]:  # Any: a Reading; notes are tensors or strings
+    """What a run reports besides its answer."""
+    return {"tier": reading.tier, "read_clipped": reading.read_clipped, "drive_clipped": reading.drive_clipped}
