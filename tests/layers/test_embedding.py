@@ -101,9 +101,10 @@ def test_rows_sum_to_the_gradient_of_each_bag(mode, padding_idx):
 
 @pytest.mark.parametrize("mode", ["sum", "mean"])
 @pytest.mark.parametrize("include_last", [False, True])
-def test_rows_sum_to_the_gradient_of_each_bag_given_by_offsets(mode, include_last):
+@pytest.mark.parametrize("padding_idx", [None, 2])
+def test_rows_sum_to_the_gradient_of_each_bag_given_by_offsets(mode, include_last, padding_idx):
     """Bags of lengths 3, 0, 1, 6, the empty one included."""
-    options = {"mode": mode, "padding_idx": 2, "include_last_offset": include_last}
+    options = {"mode": mode, "padding_idx": padding_idx, "include_last_offset": include_last}
     bag = nn.EmbeddingBag(7, 3, dtype=torch.float64, **options)
     offsets = torch.tensor([0, 3, 3, 4, 10] if include_last else [0, 3, 3, 4])
     (rows,) = assert_rows_are_example_gradients(bag, words(10), offsets)

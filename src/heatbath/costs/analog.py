@@ -4,9 +4,10 @@ A job uploads U bits, then serves d drives in series; each sends and returns t b
 
     seconds = U / bandwidth + d · max(settle + read + convert, t / bandwidth)
 
-the timing model of Thermodynamic Natural Gradient Descent (Donatella et al. 2024, arXiv 2405.13817) with the converters named: each cell has one converter of each kind, drives are converted before the machine settles, and reads are converted while
-it is read, as far as the sample rate allows. The transfer of one drive overlaps the settling of another, so a drive pays for
-transfer only what settling, reading and converting do not hide.
+the timing model of Thermodynamic Natural Gradient Descent (Donatella et al. 2024, arXiv 2405.13817) with the converters named:
+each cell has one converter of each kind, drives are converted before the machine settles, and reads while it is read, as far
+as the sample rate allows. The transfer of one drive overlaps the settling of another, so a drive pays for transfer only what
+settling, reading and converting do not hide.
 
     joules = (U + d t) · energy per bit + conversions · energy of each + cells · power of a cell · d (settle + read)
 """

@@ -19,14 +19,13 @@ def assign(jobs: Iterable[tuple[float, float]], *, machines: int) -> tuple[tuple
         machines: K, how many machines work side by side.
 
     Returns:
-        For each machine the number of jobs of each kind, in the order of `jobs`; of equally good machines the first is taken. A
-        machine that would be idle is left out.
+        For each machine the number of jobs of each kind, in the order of `jobs`. A machine that would be idle is left out.
 
     Raises:
         ValueError: fewer than one machine.
 
     >>> assign([(3.0, 1), (2.0, 3)], machines=2)
-    ((1, 1), (0, 2))
+    ((1.0, 1.0), (0.0, 2.0))
     """
     if machines < 1:
         raise ValueError(f"work needs at least one machine, got {machines}")

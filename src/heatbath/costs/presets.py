@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
-from torch import Tensor
 
 from heatbath.costs.digital import Digital, Timing
 
@@ -53,25 +52,15 @@ def this_cpu() -> Digital:
     return probe_cpu()
 
 
-def probe_cpu(sizes: tuple[int, ...] = (64, 192, 512), *, repeats: int = 3) -> Digital:
+def probe_cpu(sizes: tuple[int, ...] = (64, 256, 1024), *, repeats: int = 3) -> Digital:
     """Time matmul, Cholesky, inverse and eigh in float32 at a few sizes.
 
     Args:
         sizes: sizes n to time, each [n, n].
         repeats: how often; the median counts.
     """
-    timings = []
-    for n in sizes:
-        matrix = _probe_matrix(n)
-        factor = torch.linalg.cholesky(matrix)
-        calls: dict[str, Callable[[], object]] = {
-            "matmul": lambda matrix=matrix: matrix @ matrix,  # type: ignore[misc]  # a default binds the loop's value
-            "cholesky": lambda matrix=matrix: torch.linalg.cholesky_ex(matrix),  # type: ignore[misc]  # the same
-            "inverse": lambda factor=factor: torch.cholesky_inverse(factor),  # type: ignore[misc]  # the same
-            "eigh": lambda matrix=matrix: torch.linalg.eigh(matrix),  # type: ignore[misc]  # the same
-        }
-        timings += [Timing(name, n, _seconds(call, repeats)) for name, call in calls.items()]
-    numbers = torch.ones(4_000_000)
+    timings = [Timing(name, n, _seconds(call, repeats)) for n in sizes for name, call in _kernels(n).items()]
+    numbers = torch.ones(4_000_000, device="cpu")
     products = [t for t in timings if t.kernel == "matmul"]
     threads = torch.get_num_threads()
     return Digital(
@@ -84,11 +73,18 @@ def probe_cpu(sizes: tuple[int, ...] = (64, 192, 512), *, repeats: int = 3) -> D
     )
 
 
-def _probe_matrix(n: int) -> Tensor:
-    """A well-conditioned SPD matrix without structure that a routine could use, and without randomness."""
-    index = torch.arange(1.0, n + 1)
+def _kernels(n: int) -> dict[str, Callable[[], object]]:
+    """The timed routines on a well-conditioned SPD matrix that has no structure to exploit, made without randomness."""
+    index = torch.arange(1.0, n + 1, device="cpu")
     rows = torch.sin(index[:, None] * index * 0.37)
-    return rows @ rows.T / n + torch.eye(n)
+    matrix = rows @ rows.T / n + torch.eye(n, device="cpu")
+    factor = torch.linalg.cholesky(matrix)
+    return {
+        "matmul": lambda: matrix @ matrix,
+        "cholesky": lambda: torch.linalg.cholesky_ex(matrix),
+        "inverse": lambda: torch.cholesky_inverse(factor),
+        "eigh": lambda: torch.linalg.eigh(matrix),
+    }
 
 
 def _seconds(call: Callable[[], object], repeats: int) -> float:

@@ -20,6 +20,15 @@ from heatbath.optim import KFAC
 from heatbath.solvers import Cholesky, Eigen, Solver, ThermodynamicInverse, ThermodynamicSolve
 
 DEFAULT_MACHINE = "tngd-2024"
+TITLES = {
+    "sgd": "SGD",
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "kfac": "K-FAC",
+    "cholesky": "Cholesky",
+    "thermodynamic-inverse": "thermodynamic inverse",
+    "thermodynamic-solve": "thermodynamic solve",
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,17 @@ class Choice:
         if self.machine is not None and self.machine.matrix_bits is not None:
             parts.append(f"{self.machine.matrix_bits}bit")
         return "-".join(part for part in parts if part)
+
+    @property
+    def title(self) -> str:
+        """The same for people, such as "K-FAC, thermodynamic solve (tngd-2024, 8 bits)"."""
+        words = TITLES.get(self.optimizer, self.optimizer)
+        if self.solver is not None:
+            words += ", " + TITLES.get(self.solver, self.solver)
+        if self.machine is not None:
+            bits = self.machine.matrix_bits
+            words += f" ({self.machine.name}{'' if bits is None else f', {bits} bits'})"
+        return words
 
     def advice(self) -> str:
         """What to change when training goes wrong."""

@@ -144,6 +144,11 @@ class Record:
         return str(self.header.get("run", self.path.stem))
 
     @property
+    def title(self) -> str:
+        """The optimizer, for people."""
+        return str(self.header.get("title", self.name))
+
+    @property
     def ended(self) -> str:
         """How the run ended: "finished", "interrupted", "diverged", or "running or killed"."""
         ends = [e["event"] for e in self.events if e["event"] in (*ENDS, "resumed")]

@@ -181,7 +181,7 @@ class _Loop:
                 "test": len(training.dataset.test),
             },
             "choice": self.choice.to_json(),
-            "label": self.choice.label,
+            "title": self.choice.title,
             "target": vars(experiment.target),
             "seed": options.seed,
             "steps": options.steps,

@@ -138,7 +138,7 @@ def _run_layers(module: nn.RNNBase, x: Tensor, start: State, active: Tensor | No
 
 
 def _run(module: nn.RNNBase, suffix: str, x: Tensor, state: State, active: Tensor | None) -> tuple[Tensor, State, _Trace]:
-    """One layer in one direction. Where a sequence is over its state stays and its output is zero."""
+    """One layer in one direction. Where a sequence is over its state stays, and no gradient comes back."""
     p = _watched(_linear(module, f"ih{suffix}", x))
     steps = p.unbind(0)
     times = range(len(steps))
@@ -149,8 +149,7 @@ def _run(module: nn.RNNBase, suffix: str, x: Tensor, state: State, active: Tenso
         new = _step(module.mode, steps[t], watched[t], state)
         if active is not None:
             new = tuple(torch.where(active[t], now, before) for now, before in zip(new, state, strict=True))
-        outputs[t] = new[0] if active is None else new[0] * active[t]
-        state = new
+        outputs[t], state = new[0], new
     return torch.stack(outputs), state, _Trace(x, p, hidden, watched)
 
 

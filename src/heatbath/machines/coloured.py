@@ -1,13 +1,14 @@
 """Cells whose noise differs: law (f).
 
-With noise sources of covariance (2/β) D, D = diag(loudness), the modes of M = P^{1/2} Â P^{1/2} = V diag(λ) Vᵀ are no longer independent: with
-C = VᵀDV and s = λ_i + λ_j, a state known at 0 has at t the covariance (2/β) C_ij t φ(st), and an average over [t₀, t₀+T]
+With noise sources of covariance (2/β) D, D = diag(loudness), the modes of M = P^{1/2} Â P^{1/2} = V diag(λ) Vᵀ are no longer
+independent: with C = VᵀDV and s = λ_i + λ_j, a state known at 0 has at t the covariance (2/β) C_ij t φ(st), and an average
+over [t₀, t₀+T]
 
     Cov_ij = (2/β) C_ij { [1 − φ_i − φ_j + φ(sT)]/(λ_i λ_j T) + φ_i φ_j t₀ φ(s t₀) },      φ_i = φ(λ_i T).
 
 The noise of readings and end states is drawn from one root of their joint covariance for each schedule, which costs an
-eigendecomposition of size 2n; k reads are composed by doubling. The stationary state is *not* N(Â⁻¹b̂, Â⁻¹/β), only its mean is: this
-drift does not obey detailed balance, and emulators that symmetrise it are wrong.
+eigendecomposition of size 2n; k reads are composed by doubling. The stationary state is *not* N(Â⁻¹b̂, Â⁻¹/β), only its mean
+is: this drift does not obey detailed balance, and emulators that symmetrise it are wrong.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from heatbath.operators import tree
 
 @dataclass(frozen=True, eq=False)
 class PairMoments:
-    """Covariances between modes for D = I and 2/β = 1, `[*stack, n, n]`: of readings, of readings (i) with end states (j), of ends."""
+    """Covariances between modes for C = 1, 2/β = 1, `[*stack, n, n]`: of readings, of readings i with end states j, of ends."""
 
     reading: Tensor
     cross: Tensor
@@ -56,7 +57,9 @@ def pair_moments(rates: Tensor, *, burn_in: float, duration: float, reads: int |
     if reads is None:
         u = rates * duration
         weight, decay = phi(u), torch.exp(-u)
-        own = _Pairs(weight, decay, duration * _pair_average(u), _pair_cross(u, total, duration), duration * phi(total * duration))
+        own = _Pairs(
+            weight, decay, duration * _pair_average(u), _pair_cross(u, total, duration), duration * phi(total * duration)
+        )
     else:
         own = _pair_reads(rates, total, duration / reads, reads)
     started = _Pairs(torch.zeros_like(rates), torch.ones_like(rates), torch.zeros_like(total), torch.zeros_like(total), before)
@@ -87,7 +90,7 @@ class _Pairs:
 
 
 def _pair_reads(rates: Tensor, total: Tensor, interval: float, reads: int) -> _Pairs:
-    """k reads, each followed by an interval, summed, by doubling."""
+    """Some k reads, each followed by an interval, summed, by doubling."""
     zero = torch.zeros_like(total)
     power = _Pairs(torch.ones_like(rates), torch.exp(-rates * interval), zero, zero, interval * phi(total * interval))
     done: _Pairs | None = None
@@ -170,7 +173,9 @@ class ColouredLaw(Law):
         law = clock.moments(self.exact.rates)
         noises: tuple[Tensor | None, Tensor | None] = (None, None)
         if clock.noise > 0:
-            root = self.root if self.root is not None and clock == self.clock else joint_root(self.exact.rates, self.colour, clock)
+            root = (
+                self.root if self.root is not None and clock == self.clock else joint_root(self.exact.rates, self.colour, clock)
+            )
             n, like = self.colour.shape[-1], excitation.drive
             both = normal((*like.shape[:-1], 2 * n), like, generator) @ root.mT.to(like)
             noises = (both[..., :n], both[..., n:])

@@ -1,8 +1,8 @@
 """Converters between numbers and voltages, uniform and mid-tread, with the full scale at the outermost code.
 
 With b bits there are 2ᵇ − 1 levels, symmetric about 0, LSB = full scale / (2ᵇ⁻¹ − 1); rounding errs by LSB/√12 rms. A value
-beyond full scale clips and is counted. Averages of k reads that are quantized one by one equal the true average plus white noise of
-variance LSB²/12k once the noise of one read is 0.5 LSB or more (it dithers the converter: bias below 1 % of an LSB, by
+beyond full scale clips and is counted. Averages of k reads that are quantized one by one equal the true average plus white
+noise of variance LSB²/12k once the noise of one read is 0.5 LSB or more (it dithers the converter: bias below 1 % of an LSB, by
 Σ (−1)ʲ sin(2πjx/LSB) e^{−2π²j²σ²/LSB²} LSB/πj). Below that reads must be simulated one by one. An analog average that is
 converted once is not dithered at all.
 """

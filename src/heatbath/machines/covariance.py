@@ -1,12 +1,12 @@
 """The covariance route: watch the noise of the undriven machine, S = (1/k) Σ x xᵀ → Â⁻¹/β.
 
 Tier C draws the reads themselves, an autoregressive sequence in each mode of the exact law (y ← r y + sqrt((1−r²)/βλ) ξ with
-r = e^{−λ dt}; the pair (y, ẏ) for cells with inertia), exact for every start and interval. Tier C′ (fast law, λ_min dt ≫ 1) takes the
-reads as independent; from k ≥ n on it draws the sum at once as a Wishart matrix by Bartlett's decomposition, at a cost without k.
-Both are positive semidefinite by construction.
+r = e^{−λ dt}; the pair (y, ẏ) for cells with inertia), exact for every start and interval. Tier C′ (fast law, λ_min dt ≫ 1)
+takes the reads as independent; from k ≥ n on it draws the sum at once as a Wishart matrix by Bartlett's decomposition, at a
+cost without k. Both are positive semidefinite by construction.
 
-Error of an entry for independent reads: sqrt((S_ii S_jj + S_ij²)/k); with correlated reads k falls by law (d). A relative error ε
-in the Frobenius norm takes (n+1)/ε² ≤ T/τ ≤ (n+1)κ/ε², at any temperature. Quantization adds LSB²/12 to the diagonal.
+Error of an entry for independent reads: sqrt((S_ii S_jj + S_ij²)/k); with correlated reads k falls by law (d). A relative
+error ε in the Frobenius norm takes (n+1)/ε² ≤ T/τ ≤ (n+1)κ/ε², at any temperature. Quantization adds LSB²/12 to the diagonal.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def autoregressive(
         generator: source of randomness.
     """
     first, each = (
-        step(rates, time, noise=watch.noise, colour=colour, inertia=watch.inertia) for time in (watch.burn_in, watch.interval)
+        step(rates, time, noise=watch.noise, colour=colour, inertia=watch.inertia, capacitive=watch.capacitive)
+        for time in (watch.burn_in, watch.interval)
     )
     state = first.push(1, drive, generator)
     assert state is not None  # there is noise

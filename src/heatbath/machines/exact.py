@@ -1,8 +1,9 @@
 """The exact law: one eigendecomposition of the held matrix, then any schedule, start and number of drives.
 
-With M = P^{1/2} Â P^{1/2} = V diag(λ) Vᵀ and U = P^{1/2} V, x = U y decouples into modes dy = −(λy − Uᵀb̂)dt + sqrt(2/β)dW, whose
-readings `process` gives in closed form. P = diag(1/c_i) is the capacitance mismatch, whose noise matches it. Cost: about 9n³ once, then
-2 products n² a drive (3 with the end state). Exact for every schedule, start and λ, the negative ones included.
+With M = P^{1/2} Â P^{1/2} = V diag(λ) Vᵀ and U = P^{1/2} V, x = U y decouples into modes dy = −(λy − Uᵀb̂)dt + sqrt(2/β)dW,
+whose readings `process` gives in closed form. P = diag(1/c_i) is the capacitance mismatch, whose noise matches it. Cost:
+about 9n³ once, then 2 products n² a drive (3 with the end state). Exact for every schedule, start and λ, the negative ones
+included.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class ExactLaw(Law):
             split: keep apart what scales with the drive and what does not.
         """
         drive = excitation.drive @ self.modes
-        guess, start = self._project(excitation.guess), self._project(excitation.start)
+        guess, start = self.project(excitation.guess), self.project(excitation.start)
         offset = None if excitation.offset is None else excitation.offset @ self.modes
         dtype = drive.dtype
         signal = _sum(_row(law.gain, dtype) * drive, law.carry, guess)
@@ -93,8 +94,9 @@ class ExactLaw(Law):
             end_rest = _sum(_sum(noises[1], law.end_gain, offset), law.end_carry, start)
         if not split:
             signal, rest = signal if rest is None else signal + rest, None
-            end_signal, end_rest = end_signal if end_rest is None else end_signal + end_rest, None
-        return Answer(*self._lift([signal, rest, end_signal, end_rest], drive))
+            if end_signal is not None:
+                end_signal, end_rest = end_signal if end_rest is None else end_signal + end_rest, None
+        return Answer(*self._lift([signal, rest, end_signal, end_rest], drive))  # type: ignore[arg-type]  # a signal is there
 
     def watch(self, watch: Watch, spec: MachineSpec, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Tier C."""
@@ -106,7 +108,7 @@ class ExactLaw(Law):
         zero = torch.zeros_like(self.slowest)
         return zero, zero
 
-    def _project(self, volts: Tensor | None) -> Tensor | None:
+    def project(self, volts: Tensor | None) -> Tensor | None:
         """Voltages to modes: y = Vᵀ P^{−1/2} x = Uᵀ P⁻¹ x."""
         if volts is None:
             return None
@@ -162,7 +164,7 @@ def _sum(total: Tensor, weight: Tensor, term: Tensor | None) -> Tensor: ...
 @overload
 def _sum(total: Tensor | None, weight: Tensor, term: Tensor | None) -> Tensor | None: ...
 def _sum(total: Tensor | None, weight: Tensor, term: Tensor | None) -> Tensor | None:
-    """total + weight · term, where None is nothing."""
+    """The sum total + weight · term, where None is nothing."""
     if term is None:
         return total
     term = _row(weight, term.dtype) * term

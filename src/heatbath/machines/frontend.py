@@ -43,7 +43,7 @@ def convert_drive(rows: Tensor, spec: MachineSpec) -> Drive:
 
 
 def drive_division(peak: Tensor, spec: MachineSpec) -> Tensor:
-    """The power of two, at least 1, by which a drive is lowered so that voltages up to `peak` `[*stack, m, 1]` fit the rails."""
+    """The power of two, 1 or more, by which a drive is lowered so that voltages up to `peak` `[*stack, m, 1]` fit the rails."""
     return torch.ones_like(peak) if spec.rail is None else power_of_two(peak / spec.rail).clamp(min=1)
 
 

@@ -1,9 +1,9 @@
 """What is wrong with one particular machine, the same at every use.
 
-Mismatch belongs to a machine, not to a run: it is a pure function of the machine's serial number and of the place in the machine,
-so the entry (i, j) of machine 7 errs alike whatever matrix is programmed, at every use and on every device. It is drawn by a
-counter-based generator (SplitMix64 finalizer, Steele et al. 2014; Box–Muller in float64), which needs no state and no loop.
-Member i of a stack of matrices is programmed on machine serial + i.
+Mismatch belongs to a machine, not to a run: it is a pure function of the machine's serial number and of the place in the
+machine, so the entry (i, j) of machine 7 errs alike whatever matrix is programmed, at every use and on every device. It is
+drawn by a counter-based generator (SplitMix64 finalizer, Steele et al. 2014; Box–Muller in float64), which needs no state and
+no loop. Member i of a stack of matrices is programmed on machine serial + i.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ import math
 import torch
 from torch import Tensor
 
-GAIN, OFFSET, CAPACITANCE = 1, 2, 3  # streams of random numbers, one for each property
+from heatbath.machines.signals import Cells
+from heatbath.machines.spec import MachineSpec
+
+# streams of random numbers, one for each property
+GAIN, OFFSET, CAPACITANCE, LOUDNESS, DRIFT, STUCK_ENTRY, DEAD_CELL, STUCK_CELL, STUCK_SIGN, DEAD_CONVERTER = range(1, 11)
 _MASK = (1 << 64) - 1
 
 
@@ -59,3 +63,35 @@ def mismatch_like(like: Tensor, serial: int, stream: int, stack: torch.Size, sha
     """`mismatch` for a stack `[*stack, *shape]`, in the dtype and on the device of `like`."""
     drawn = mismatch(serial, max(stack.numel(), 1), stream, shape)
     return drawn.reshape(*stack, *shape).to(like)
+
+
+def defects(
+    like: Tensor, serial: int, stream: int, stack: torch.Size, shape: tuple[int, ...], fraction: float | None
+) -> Tensor | None:
+    """Which places are defective, bool `[*stack, *shape]`: each with probability `fraction`; None if the fraction is None."""
+    if fraction is None:
+        return None
+    threshold = torch.special.ndtri(torch.tensor(fraction, dtype=torch.float64)).item()
+    drawn = mismatch(serial, max(stack.numel(), 1), stream, shape)
+    return (drawn < threshold).reshape(*stack, *shape).to(like.device)
+
+
+def cells_of(spec: MachineSpec, serial: int, held: Tensor) -> Cells:
+    """The cells of the machines that hold a stack `[*stack, n, n]`."""
+    stack, shape = held.shape[:-2], (held.shape[-1],)
+    speed = loudness = offset = fixed = alive = None
+    if spec.capacitance_mismatch is not None:
+        speed = torch.exp(-spec.capacitance_mismatch * mismatch_like(held, serial, CAPACITANCE, stack, shape))
+    if spec.noise_mismatch is not None:
+        loudness = torch.exp(2 * spec.noise_mismatch * mismatch_like(held, serial, LOUDNESS, stack, shape))
+    if spec.offset_mismatch is not None:
+        offset = spec.offset_mismatch * mismatch_like(held, serial, OFFSET, stack, shape)
+    dead = defects(held, serial, DEAD_CELL, stack, shape, spec.dead_cells)
+    stuck = defects(held, serial, STUCK_CELL, stack, shape, spec.stuck_cells)
+    if dead is not None or stuck is not None:
+        none = torch.zeros((*stack, *shape), dtype=torch.bool, device=held.device)
+        dead, stuck = (none if mask is None else mask for mask in (dead, stuck))
+        alive = ~(dead | stuck)
+        fixed = torch.where(stuck & ~dead, mismatch_like(held, serial, STUCK_SIGN, stack, shape).sign(), 0.0)
+    mute = defects(held, serial, DEAD_CONVERTER, stack, shape, spec.dead_converters)
+    return Cells(speed, loudness, offset, alive, fixed, mute)

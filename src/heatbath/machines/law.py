@@ -1,7 +1,7 @@
 """How a machine that holds Â answers: the interface of every emulation tier.
 
-A law is what the emulator derives once from the matrix the machine *holds* (never from the one that was meant), and answers many
-drives with. All vectors are rows `[*stack, m, n]` in units of full scale, all times in units of τ.
+A law is what the emulator derives once from the matrix the machine *holds* (never from the one that was meant), and answers
+many drives with. All vectors are rows `[*stack, m, n]` in units of full scale, all times in units of τ.
 
 | tier | class | derives | exact for |
 |---|---|---|---|
@@ -27,7 +27,8 @@ from heatbath.machines.spec import MachineSpec
 class Law(ABC):
     """What the emulator derived from a held matrix; a `@tree` dataclass whose tensors lead with `[*stack]`.
 
-    `slowest` `[*stack]` is the smallest rate λ in units of 1/τ, NaN or at most 0 where the held matrix is not positive definite.
+    `slowest` `[*stack]` is the smallest rate λ in units of 1/τ, NaN or at most 0 where the held matrix is not positive
+    definite.
     """
 
     slowest: Tensor
@@ -56,7 +57,7 @@ class Law(ABC):
 
     @abstractmethod
     def watch(self, watch: Watch, spec: MachineSpec, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Covariance read-out S = (1/k) Σ x xᵀ `[*stack, n, n]` over undriven reads, and how many readings clipped `[*stack]`."""
+        """The covariance read-out S = (1/k) Σ x xᵀ `[*stack, n, n]` of undriven reads, and how many clipped `[*stack]`."""
 
     @abstractmethod
     def error(self, clock: Clock) -> tuple[Tensor, Tensor]:

@@ -4,30 +4,34 @@ The cells of a machine that holds Â (symmetric, positive definite) and is drive
 
     τ dx = −(Â x − b̂) dt + sqrt(2 τ / β) dW,        stationary: N(Â⁻¹ b̂, Â⁻¹/β)
 
-so the *mean* of their voltages solves a linear system and their *covariance* is the inverse (Aifer et al. 2023, arXiv 2308.05660; Donatella
-et al. 2025, arXiv 2502.08603). Â = A/s with s the largest entry of A, so that entries fit full scale; drives and readings are scaled and
-converted by the front end. The built machines are underdamped; this overdamped law is an idealisation.
+so the *mean* of their voltages solves a linear system and their *covariance* is the inverse (Aifer et al. 2023, arXiv
+2308.05660; Donatella et al. 2025, arXiv 2502.08603). Â = A/s with s the largest entry of A, so that entries fit full scale;
+drives and readings are scaled and converted by the front end. The one continuous machine that was built is underdamped: a
+specification with an inductance is emulated with inertia, all others as the overdamped idealisation above.
 
 Emulation never touches the ideal matrix after programming: it may decompose what the machine holds, nothing else. A stack of L
-matrices is a fleet of L machines, serial numbers `serial` … `serial + L − 1`, running in parallel; drives of one machine run one after the other.
+matrices is a fleet of L machines, serial numbers `serial` … `serial + L − 1`, running in parallel; drives of one machine run
+one after the other.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from heatbath.machines.covariance import Watch
+from heatbath.machines.coloured import ColouredLaw
+from heatbath.machines.door import Derivation, check_drive, check_matrix, check_schedule
 from heatbath.machines.exact import ExactLaw
 from heatbath.machines.fast import FastLaw
-from heatbath.machines.frontend import convert_drive, convert_reading, set_drive_range
-from heatbath.machines.imperfections import CAPACITANCE, OFFSET, mismatch_like
-from heatbath.machines.law import Clock, Excitation, Law
-from heatbath.machines.memory import check_matrix, hold
+from heatbath.machines.frontend import convert_drive
+from heatbath.machines.imperfections import cells_of
+from heatbath.machines.law import Law
+from heatbath.machines.memory import drift, hold
 from heatbath.machines.programmed import CovarianceReading, Programmed, Reading
 from heatbath.machines.schedule import Schedule
+from heatbath.machines.signals import Cells, Clock, Excitation, Watch, count
 from heatbath.machines.spec import MachineSpec
 from heatbath.work import Job, Work
 
@@ -62,7 +66,7 @@ class Machine:
         matrix: Tensor,
         *,
         schedule: Schedule | None = None,
-        law: type[Law] | None = None,
+        law: Derivation | None = None,
         check: bool = True,
         generator: torch.Generator | None = None,
     ) -> Programmed:
@@ -72,11 +76,11 @@ class Machine:
             matrix: A, `[*stack, n, n]`, symmetric; float32 or float64.
             schedule: how it will be read. The emulator then uses the cheapest law that meets `tolerance`; this choice waits
                 for the device. None: the exact law.
-            law: `ExactLaw` or `FastLaw`: use this one and do not wait. To keep a stack's old and new states
-                exchangeable, pass `law=type(previous.law)`.
+            law: what derives the law, such as `ExactLaw`, `FastLaw` or `ReadByRead`: use this one and do not wait. To keep a
+                stack's old and new states exchangeable, pass `law=type(previous.law)`.
             check: refuse values that are not finite or not symmetric; waits for the device. Without it such matrices are
                 reported as not `definite`.
-            generator: source of randomness, for stochastic rounding.
+            generator: source of randomness, for stochastic rounding and write noise.
 
         Raises:
             TypeError: not a tensor, or not float32 or float64.
@@ -85,32 +89,48 @@ class Machine:
         check_matrix(matrix, self.spec, values=check)
         matrix = matrix.detach()
         held, scale, clipped = hold(matrix, self.spec, self.serial, generator)
-        stack, n = held.shape[:-2], held.shape[-1]
-        speed = offset = None
-        if self.spec.capacitance_mismatch is not None:
-            error = mismatch_like(held, self.serial, CAPACITANCE, stack, (n,))
-            speed = torch.exp(-self.spec.capacitance_mismatch * error)
-        if self.spec.offset_mismatch is not None:
-            offset = self.spec.offset_mismatch * mismatch_like(held, self.serial, OFFSET, stack, (n,))
-        derived = self._derive(held, speed, schedule) if law is None else law.of(held, speed)
-        definite = derived.slowest > 0
+        cells = cells_of(self.spec, self.serial, held)
+        coupled, offset = cells.embed(held)
+        derived = self._derive(coupled, cells, schedule, law)
         bits = self.spec.matrix_bits or 8 * matrix.element_size()
         return Programmed(
-            held, scale, definite, clipped, offset, derived, schedule, self.spec.name, upload_bits=float(bits) * n * n
+            held=held,
+            scale=scale,
+            definite=derived.slowest > 0,
+            clipped=clipped,
+            cells=cells,
+            offset=offset,
+            law=derived,
+            schedule=schedule,
+            machine=self.spec.name,
+            upload_bits=float(bits) * held.shape[-1] ** 2,
         )
 
-    def _derive(self, held: Tensor, speed: Tensor | None, schedule: Schedule | None) -> Law:
-        if schedule is not None and self.tolerance > 0:
-            fast = FastLaw.of(held, speed)
-            variance, mean = fast.error(self.clock(schedule))
-            if bool(((variance <= self.tolerance) & (mean <= 1e-3 * self.tolerance)).all()):
-                return fast
-        return ExactLaw.of(held, speed)
+    def age(self, programmed: Programmed, seconds: float) -> Programmed:
+        """What the machines hold after `seconds` more, by the drift of the specification.
+
+        Raises:
+            ValueError: a negative time.
+        """
+        if seconds < 0:
+            raise ValueError(f"a machine cannot grow younger: seconds must be 0 or more, got {seconds}")
+        held = drift(programmed.held, self.spec, self.serial, age=programmed.age, seconds=seconds)
+        coupled, offset = programmed.cells.embed(held)
+        derived = self._derive(coupled, programmed.cells, programmed.schedule, type(programmed.law))
+        return replace(
+            programmed,
+            held=held,
+            definite=derived.slowest > 0,
+            offset=offset,
+            law=derived,
+            age=programmed.age + seconds,
+            upload_bits=0.0,
+        )
 
     def clock(self, schedule: Schedule) -> Clock:
-        """A schedule in units of τ, with the machine's noise."""
-        tau = self.spec.time_constant
-        return Clock(schedule.burn_in / tau, schedule.duration / tau, schedule.reads, self.spec.noise)
+        """A schedule in units of τ, with the machine's noise and inertia."""
+        tau, spec = self.spec.time_constant, self.spec
+        return Clock(schedule.burn_in / tau, schedule.duration / tau, schedule.reads, spec.noise, spec.inertia)
 
     def run(
         self,
@@ -137,45 +157,39 @@ class Machine:
 
         Raises:
             TypeError: another dtype than the matrix.
-            ValueError: a shape or device that does not match, both `start` and `guess`, or a schedule shorter than the one
-                the emulation tier was chosen for.
+            ValueError: a shape or device that does not match, both `start` and `guess`, a schedule shorter than the one the
+                emulation tier was chosen for, or a machine whose mean is no solution.
         """
-        self._check_drive(programmed, drive, "drive")
-        if start is not None and guess is not None:
-            raise ValueError("give either start (voltages) or guess (a solution), got both")
-        for name, value in (("start", start), ("guess", guess)):
-            if value is not None:
-                self._check_drive(programmed, value, name)
-                if value.shape != drive.shape:
-                    raise ValueError(f"{name} must have the shape of drive, {tuple(drive.shape)}, got {tuple(value.shape)}")
-        self._check_schedule(programmed, schedule)
-        stack, n = programmed.stack, programmed.size
-        rows = drive.detach().reshape(*stack, -1, n)
+        if self.spec.coupling is not None:
+            raise ValueError(
+                f"machine {self.spec.name!r} holds the matrix in capacitances, so its mean is no solution; use read_covariance"
+            )
+        check_drive(programmed, drive, start=start, guess=guess)
+        check_schedule(programmed, schedule)
+        rows = drive.detach().reshape(*programmed.stack, -1, programmed.size)
         sent = convert_drive(rows, self.spec)
         scale = sent.scale / programmed.scale[..., None, None]
-        offset = None if programmed.offset is None else programmed.offset.unsqueeze(-2)
+        cells = programmed.cells
         excitation = Excitation(
-            sent.volts,
+            sent.volts if cells.alive is None else sent.volts * cells.alive.unsqueeze(-2),
             guess=None if guess is None else guess.detach().reshape(rows.shape) / torch.where(scale > 0, scale, 1.0),
             start=None if start is None else start.detach().reshape(rows.shape),
-            offset=offset,
+            offset=None if programmed.offset is None else programmed.offset.unsqueeze(-2),
         )
         clock = self.clock(schedule)
-        answer = programmed.law.answer(excitation, clock, keep_end=keep_end, generator=generator)
-        volts = set_drive_range(answer, self.spec)
-        codes = convert_reading(volts.reading, programmed.law.spread, clock, self.spec, generator=generator)
-        scale = scale * volts.division
+        measured = programmed.law.measure(excitation, clock, self.spec, keep_end=keep_end, generator=generator)
+        scale = scale * measured.division
         variance_error, mean_error = programmed.law.error(clock)
-        count = lambda mask: mask.sum((-2, -1))  # noqa: E731  # one short name for four places
         return Reading(
-            mean=(codes.values * scale).reshape(drive.shape),
-            end=None if volts.end is None else volts.end.reshape(drive.shape),
+            mean=(cells.read(measured.values) * scale).reshape(drive.shape),
+            end=None if measured.end is None else measured.end.reshape(drive.shape),
             scale=scale.reshape(*drive.shape[:-1], 1),
             diverged=~programmed.definite,
             drive_clipped=count(sent.clipped),
-            read_clipped=count(codes.clipped),
-            attenuated=count(volts.division > 1),
-            undithered=count(codes.undithered),
+            read_clipped=count(measured.clipped),
+            attenuated=count(measured.division > 1),
+            undithered=count(measured.undithered),
+            late=torch.zeros_like(programmed.definite),
             error=variance_error,
             mean_error=mean_error,
             tier=programmed.tier,
@@ -199,15 +213,17 @@ class Machine:
         """
         if self.spec.noise == 0:
             raise ValueError(
-                f"machine {self.spec.name!r} has no noise to watch; give it a temperature or noise_volts_rms, or solve by driving it"
+                f"machine {self.spec.name!r} has no noise to watch; give it a temperature or noise_volts_rms, or drive it"
             )
         schedule = Schedule(burn_in, reads * interval, reads)
-        self._check_schedule(programmed, schedule)
+        check_schedule(programmed, schedule)
         tau, n = self.spec.time_constant, programmed.size
         offset = None if programmed.offset is None else programmed.offset.unsqueeze(-2)
-        watch = Watch(reads, interval / tau, burn_in / tau, self.spec.noise, offset)
-        covariance, clipped = programmed.law.watch(watch, self.spec, generator)
-        digital = self.spec.read_bits or 8 * covariance.element_size()
+        watch = Watch(
+            reads, interval / tau, burn_in / tau, self.spec.noise, offset, self.spec.inertia, self.spec.coupling is not None
+        )
+        products, clipped = programmed.law.watch(watch, self.spec, generator)
+        digital = self.spec.read_bits or 8 * products.element_size()
         job = Job(
             self.spec.name,
             n,
@@ -218,36 +234,28 @@ class Machine:
             conversions_out=n * reads,
         )
         return CovarianceReading(
-            inverse=covariance / (self.spec.noise * programmed.scale[..., None, None]),
+            inverse=programmed.cells.read_products(products) / (self.spec.noise * programmed.scale[..., None, None]),
             diverged=~programmed.definite,
             read_clipped=clipped,
+            late=torch.zeros_like(programmed.definite),
             error=programmed.law.error(self.clock(schedule))[0],
             tier=programmed.law.tier,
             work=Work.of(job, max(programmed.stack.numel(), 1)),
         )
 
-    def _check_drive(self, programmed: Programmed, drive: Tensor, name: str) -> None:
-        held, stack = programmed.held, programmed.stack
-        if drive.dtype != held.dtype:
-            raise TypeError(f"{name} is {drive.dtype}, the programmed matrix {held.dtype}; convert one of them")
-        if drive.device != held.device:
-            raise ValueError(f"{name} is on {drive.device}, the programmed matrix on {held.device}; move one of them")
-        if drive.ndim <= len(stack) or drive.shape[: len(stack)] != stack or drive.shape[-1] != programmed.size:
-            wanted = ", ".join([*map(str, stack), "*batch", str(programmed.size)])
-            raise ValueError(f"{name} must have shape [{wanted}] for this stack of matrices, got {tuple(drive.shape)}")
-
-    def _check_schedule(self, programmed: Programmed, schedule: Schedule) -> None:
-        chosen = programmed.schedule
-        if chosen is None or isinstance(programmed.law, ExactLaw) or schedule == chosen:
-            return
-        alike = (schedule.reads is None, schedule.reads == 1) == (chosen.reads is None, chosen.reads == 1)
-        alike = alike and (schedule.burn_in == 0) == (chosen.burn_in == 0)
-        spacing, least = (s.duration / (s.reads or 1) for s in (schedule, chosen))
-        if not alike or schedule.burn_in < chosen.burn_in or (spacing < least * (1 - 1e-9) and schedule.reads != 1):
-            raise ValueError(
-                f"the {programmed.tier} was chosen for {chosen} and may not hold for {schedule}; "
-                "program again with the schedule you will run, or with none"
-            )
+    def _derive(self, coupled: Tensor, cells: Cells, schedule: Schedule | None, law: Derivation | None) -> Law:
+        """The law asked for, or the cheapest that meets the tolerance."""
+        clock = None if schedule is None else self.clock(schedule)
+        if law is not None:
+            return law.of(coupled, cells, clock)
+        if cells.loudness is not None:
+            return ColouredLaw.of(coupled, cells, clock)
+        if clock is not None and clock.inertia is None and self.spec.coupling is None and self.tolerance > 0:
+            fast = FastLaw.of(coupled, cells, clock)
+            variance, mean = fast.error(clock)
+            if bool(((variance <= self.tolerance) & (mean <= 1e-3 * self.tolerance)).all()):
+                return fast
+        return ExactLaw.of(coupled, cells, clock)
 
     def _work(self, programmed: Programmed, rows: Tensor, schedule: Schedule, *, loaded: bool) -> Work:
         n, reads = programmed.size, schedule.reads or 1

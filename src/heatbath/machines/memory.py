@@ -1,62 +1,27 @@
-"""How a matrix becomes what the cells hold: scale, clip, quantize, mismatch."""
+"""How a matrix becomes what the cells hold (scale, clip, quantize, mismatch, write noise, stuck entries), and how it drifts."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from heatbath.machines.converters import quantize, uniform
-from heatbath.machines.imperfections import GAIN, mismatch_like
+from heatbath.machines.converters import normal, quantize, uniform
+from heatbath.machines.imperfections import DRIFT, GAIN, STUCK_ENTRY, defects, mismatch_like
 from heatbath.machines.spec import MachineSpec
 
 
-def check_matrix(matrix: Tensor, spec: MachineSpec, *, values: bool = True) -> None:
-    """Refuse what cannot be programmed.
-
-    Args:
-        matrix: meant to be `[*stack, n, n]`.
-        spec: the machine.
-        values: also look at the values, which waits for the device.
-
-    Raises:
-        TypeError: not a tensor, or not float32 or float64.
-        ValueError: not square, empty, larger than the machine, not finite, not symmetric.
-    """
-    if not isinstance(matrix, Tensor):
-        raise TypeError(f"a matrix must be a torch.Tensor, got {type(matrix).__name__}")
-    if matrix.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"a matrix must be float32 or float64, got {matrix.dtype}; convert it with .float()")
-    if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2] or matrix.numel() == 0:
-        raise ValueError(f"a machine needs square matrices [*stack, n, n], got shape {tuple(matrix.shape)}")
-    n = matrix.shape[-1]
-    if spec.cells is not None and n > spec.cells:
-        raise ValueError(
-            f"a matrix of size {n} needs {n} cells, machine {spec.name!r} has {spec.cells}; "
-            "use a larger machine, split the matrix into blocks, or leave this layer to a digital solver"
-        )
-    if values:
-        if not bool(torch.isfinite(matrix).all()):
-            raise ValueError("the matrix holds NaN or inf; look at the gradients or activations it was made from")
-        size = matrix.abs().amax((-2, -1))
-        skew = (matrix - matrix.mT).abs().amax((-2, -1))
-        if bool((skew > torch.finfo(matrix.dtype).eps ** 0.5 * size).any()):
-            worst = float((skew / size).nan_to_num().max())
-            raise ValueError(f"the matrix is not symmetric: |A − Aᵀ| reaches {worst:.1e} of its largest entry; use (A + Aᵀ)/2")
-
-
-def hold(
-    matrix: Tensor, spec: MachineSpec, serial: int, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def hold(matrix: Tensor, spec: MachineSpec, serial: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
     """What the cells hold of `matrix`.
 
     Args:
         matrix: A, `[*stack, n, n]`.
         spec: the machine.
         serial: serial number of the first machine of the stack.
-        generator: source of randomness for stochastic rounding.
+        generator: source of randomness for stochastic rounding and write noise.
 
     Returns:
-        Â `[*stack, n, n]` with entries up to 1, the scale s `[*stack]` with A ≈ s Â, and the number of clipped entries `[*stack]`.
+        Â `[*stack, n, n]` with entries up to 1, the scale s `[*stack]` with A ≈ s Â, and the number of clipped entries
+        `[*stack]`.
     """
     stack, n = matrix.shape[:-2], matrix.shape[-1]
     size = matrix.abs()
@@ -77,4 +42,24 @@ def hold(
         held = quantize(held, spec.matrix_bits, noise=noise)[0]
     if spec.gain_mismatch is not None:
         held = held * (1 + spec.gain_mismatch * mismatch_like(held, serial, GAIN, stack, (n, n)))
+    if spec.write_noise is not None:
+        error = normal(tuple(held.shape), held, generator)
+        held = held + spec.write_noise * (error.triu() + error.triu(1).mT)
+    stuck = defects(held, serial, STUCK_ENTRY, stack, (n, n), spec.stuck_entries)
+    if stuck is not None:
+        held = held.masked_fill(stuck, 0.0)
     return held, scale, beyond.sum((-2, -1))
+
+
+def drift(held: Tensor, spec: MachineSpec, serial: int, *, age: float, seconds: float) -> Tensor:
+    """What is left of the conductances after `seconds` more, `age` seconds after programming.
+
+    G(t) = G(0) (1 + t/1 s)^{−ν}, the power law of phase-change memories, with an exponent ν of its own for each entry.
+    """
+    if spec.drift_exponent is None:
+        return held
+    exponent: Tensor | float = spec.drift_exponent
+    if spec.drift_spread is not None:
+        n = held.shape[-1]
+        exponent = exponent * (1 + spec.drift_spread * mismatch_like(held, serial, DRIFT, held.shape[:-2], (n, n)))
+    return held * ((1 + age + seconds) / (1 + age)) ** (-exponent)

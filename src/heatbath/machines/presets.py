@@ -16,7 +16,7 @@ def tngd_2024() -> MachineSpec:
     return MachineSpec(
         name="tngd-2024",
         source="Donatella et al. 2024, Thermodynamic Natural Gradient Descent, arXiv 2405.13817",
-        notes="A timing model, not a built machine: read-out, voltages, energy and area are not stated. Full scale is taken as 1 V.",
+        notes="A timing model, not a built machine: read-out, voltages, energy and area are not stated. Full scale: 1 V.",
         resistance=1e3,
         capacitance=1e-9,
         settle_taus=50.0,
@@ -29,11 +29,15 @@ def tngd_2024() -> MachineSpec:
 
 
 def spu_2023() -> MachineSpec:
-    """The 8-cell stochastic processing unit that was built (arXiv 2312.04836), as an overdamped idealisation."""
+    """The 8-cell stochastic processing unit that was built (arXiv 2312.04836), as an overdamped idealisation.
+
+    For its own physics, resonators coupled by capacitances, set `coupling="capacitive"`, resistance, capacitance and
+    inductance.
+    """
     return MachineSpec(
         name="spu-2023",
         source="Aifer et al. 2023, Thermodynamic Computing System for AI Applications, arXiv 2312.04836",
-        notes="Built as an underdamped RLC network with digital noise sources; here overdamped and with noise of rms full scale / 10.",
+        notes="Built as capacitively coupled RLC cells with noise sources; here overdamped, with illustrative tau and noise.",
         cells=8,
         tau=1e-6,
         noise_volts_rms=0.1,

@@ -168,7 +168,7 @@ class _Block:
 
 
 def _reads(rates: Tensor, interval: float, reads: int) -> _Block:
-    """k reads by repeated doubling: log₂ k compositions."""
+    """All k reads by repeated doubling: log₂ k compositions."""
     zero, one = torch.zeros_like(rates), torch.ones_like(rates)
     step_gain, step_variance = interval * phi(rates * interval), 2 * interval * phi(2 * rates * interval)
     power = _Block(torch.exp(-rates * interval), one, zero, zero, zero, step_gain, step_variance)
@@ -186,13 +186,23 @@ def _reads(rates: Tensor, interval: float, reads: int) -> _Block:
 def read_correlation(decay: Tensor, reads: int) -> Tensor:
     """K(r) = Σ_{i,j<k} r^{|i−j|}: the variance of a sum of k stationary reads over that of one.
 
+    Equals [k(1−r²) − 2r(1−rᵏ)]/(1−r)², but is summed by doubling, which loses no digits as r → 1.
+
     Args:
         decay: r, the correlation of neighbouring reads, in [0, 1].
         reads: k.
     """
-    gap = torch.where(decay == 1, 1.0, 1 - decay)
-    spread = reads + 2 * decay * (reads - (1 - decay**reads) / gap) / gap
-    return torch.where(1 - decay < 1e-9, float(reads) ** 2, spread)
+    one = torch.ones_like(decay)
+    weight, spread = torch.zeros_like(decay), torch.zeros_like(decay)  # Σ rʲ and K of the reads so far
+    power, power_weight, power_spread = decay, one, one
+    while reads:
+        if reads & 1:
+            spread = spread + power_spread + 2 * decay * weight * power_weight
+            weight = power_weight + power * weight
+        reads >>= 1
+        power_spread = 2 * power_spread + 2 * decay * power_weight.square()
+        power_weight, power = power_weight * (1 + power), power.square()
+    return spread
 
 
 def covariance_variance(rates: Tensor, *, interval: float, reads: int, noise: float) -> Tensor:
@@ -228,4 +238,4 @@ def relative_error(inverse: Tensor, solution: Tensor, *, duration: float, noise:
     """Predicted relative error of a burnt-in mean read over T: sqrt((2/βT) tr(Â⁻²)) / ‖Â⁻¹b̂‖, `[*stack, *batch]`."""
     spread = (2 * noise / duration) * inverse.square().sum((-2, -1))
     size = solution.square().sum(-1)
-    return (spread.reshape(*spread.shape, *(1,) * (size.ndim - spread.ndim)) / size).sqrt()
+    return (spread.reshape(spread.shape + (1,) * (size.ndim - spread.ndim)) / size).sqrt()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from heatbath.machines.law import Law
 from heatbath.machines.schedule import Schedule
+from heatbath.machines.signals import Cells
 from heatbath.operators import tree
 from heatbath.work import Job, Work
 
@@ -25,26 +26,30 @@ class Programmed:
         scale: s, matrix entries per unit of full scale, `[*stack]`.
         definite: whether Â is positive definite `[*stack]`; where it is not, voltages run away.
         clipped: how many entries were beyond full scale, int64 `[*stack]`.
-        offset: drive that is always on, `[*stack, n]`, or None.
+        cells: how the cells differ from one another.
+        offset: drive that is always on, that of stuck cells included, `[*stack, n]`, or None.
         law: how the machine answers drives.
         schedule: the schedule that `law` was chosen for; None: any.
         machine: name of the machine.
         upload_bits: bits that were sent to each machine.
+        age: seconds since programming.
     """
 
     held: Tensor
     scale: Tensor
     definite: Tensor
     clipped: Tensor
+    cells: Cells
     offset: Tensor | None
     law: Law
     schedule: Schedule | None
     machine: str
     upload_bits: float
+    age: float = 0.0
 
     @property
     def size(self) -> int:
-        """n."""
+        """Rows of one matrix, n."""
         return self.held.shape[-1]
 
     @property
@@ -83,6 +88,7 @@ class Reading:
         attenuated: drives that were lowered to keep voltages within the rails, int64 `[*stack]`.
         undithered: averages of reads with too little noise for the white-noise rule and too much for none; these carry a
             rounding error of up to LSB/2 that only read-by-read emulation gets right. int64 `[*stack]`.
+        late: nothing came back in time, bool `[*stack]`.
         error: the tier's stated relative error of the variance, `[*stack]`.
         mean_error: the tier's stated relative error of the mean of the slowest mode, `[*stack]`.
         tier: name of the emulation tier.
@@ -97,6 +103,7 @@ class Reading:
     read_clipped: Tensor
     attenuated: Tensor
     undithered: Tensor
+    late: Tensor
     error: Tensor
     mean_error: Tensor
     tier: str
@@ -111,6 +118,7 @@ class CovarianceReading:
         inverse: estimate of A⁻¹, `[*stack, n, n]`, symmetric and positive semidefinite.
         diverged: voltages ran away, bool `[*stack]`.
         read_clipped: readings beyond full scale, int64 `[*stack]`.
+        late: nothing came back in time, bool `[*stack]`.
         error: the tier's stated relative error of the variance of an average over these reads, `[*stack]`.
         tier: name of the emulation tier.
         work: one job for each machine.
@@ -119,6 +127,7 @@ class CovarianceReading:
     inverse: Tensor
     diverged: Tensor
     read_clipped: Tensor
+    late: Tensor
     error: Tensor
     tier: str
     work: Work

@@ -41,10 +41,46 @@ class Cells:
     Args:
         speed: 1/c of each cell's capacitance c, relative to nominal, `[*stack, n]`; None: all 1.
         loudness: variance of each cell's noise source relative to nominal, `[*stack, n]`; None: all 1.
+        offset: drive that is always on, over full scale, `[*stack, n]`; None: none.
+        alive: which cells work, bool `[*stack, n]`; None: all.
+        fixed: voltage over full scale of those that do not, 0 elsewhere, `[*stack, n]`; None if all work.
+        mute: read converters that return 0, bool `[*stack, n]`; None: none.
     """
 
     speed: Tensor | None = None
     loudness: Tensor | None = None
+    offset: Tensor | None = None
+    alive: Tensor | None = None
+    fixed: Tensor | None = None
+    mute: Tensor | None = None
+
+    def embed(self, held: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The matrix and constant drive of the cells that work, when the others are held at their voltages.
+
+        Cells that do not work are decoupled (row and column of the identity); those beside them feel −Â_{rd} v_d.
+        """
+        if self.alive is None or self.fixed is None:
+            return held, self.offset
+        pair = self.alive.unsqueeze(-1) & self.alive.unsqueeze(-2)
+        eye = torch.eye(held.shape[-1], dtype=held.dtype, device=held.device)
+        pull = -(held @ self.fixed.unsqueeze(-1)).squeeze(-1)
+        offset = pull if self.offset is None else pull + self.offset
+        return torch.where(pair, held, eye), torch.where(self.alive, offset, 0.0)
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Readings `[*stack, m, n]` as they come from cells and converters that may not work."""
+        if self.alive is not None and self.fixed is not None:
+            rows = torch.where(self.alive.unsqueeze(-2), rows, self.fixed.unsqueeze(-2))
+        return rows if self.mute is None else rows.masked_fill(self.mute.unsqueeze(-2), 0.0)
+
+    def read_products(self, gram: Tensor) -> Tensor:
+        """The average of x xᵀ `[*stack, n, n]` over undriven reads, as `read` leaves it."""
+        if self.alive is not None and self.fixed is not None:
+            pair = self.alive.unsqueeze(-1) & self.alive.unsqueeze(-2)
+            gram = torch.where(pair, gram, self.fixed.unsqueeze(-1) * self.fixed.unsqueeze(-2))
+        if self.mute is not None:
+            gram = gram.masked_fill(self.mute.unsqueeze(-1) | self.mute.unsqueeze(-2), 0.0)
+        return gram
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +134,17 @@ class Measurement:
 
 @dataclass(frozen=True, eq=False)
 class Watch:
-    """k undriven reads: `burn_in` and `interval` in units of τ, `noise` 1/β, `offset` `[*stack, 1, n]` or None."""
+    """A number of undriven reads.
+
+    Args:
+        reads: k.
+        interval: in units of τ.
+        burn_in: in units of τ.
+        noise: 1/β.
+        offset: drive that is always on, `[*stack, 1, n]`, or None.
+        inertia: μ, or None.
+        capacitive: the matrix is held in capacitances.
+    """
 
     reads: int
     interval: float
@@ -106,6 +152,7 @@ class Watch:
     noise: float
     offset: Tensor | None
     inertia: float | None = None
+    capacitive: bool = False
 
 
 def count(mask: Tensor) -> Tensor:

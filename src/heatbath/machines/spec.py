@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import Any
 
@@ -46,6 +46,9 @@ class MachineSpec:
     resistance: float | None = _number("resistance of a full-scale entry", "ohm")
     capacitance: float | None = _number("capacitance of a cell", "F")
     inductance: float | None = _number("inductance of a cell, which makes it ring; None: overdamped", "H")
+    coupling: str | None = _text(
+        "'capacitive': the matrix is held in capacitances, only the covariance is its inverse; None: resistive"
+    )
     settle_taus: float | None = _number("stated time to converge, in units of tau", "tau")
     full_scale_volts: float | None = _number("voltage that stands for 1; None: 1 V", "V")
     rail_volts: float | None = _number("voltage at which a cell saturates; None: never", "V")
@@ -61,11 +64,19 @@ class MachineSpec:
     matrix_percentile: float | None = _number(
         "percentile of the entries' magnitudes that is full scale, the rest clips; None: the largest", "%", 50, 100, closed=True
     )
-    read_gain_max: float | None = _number("largest gain before the read converter; None: any power of two", "", 1, 2**40, closed=True)
+    read_gain_max: float | None = _number(
+        "largest gain before the read converter; None: any power of two", "", 1, 2**40, closed=True
+    )
     gain_mismatch: float | None = _number("relative rms error of each matrix entry, a property of the machine", "", high=0.5)
-    offset_mismatch: float | None = _number("rms offset of each cell's drive over full scale, a property of the machine", "", high=0.5)
-    capacitance_mismatch: float | None = _number("relative rms error of each capacitance, a property of the machine", "", high=0.3)
-    noise_mismatch: float | None = _number("relative rms error of the rms of each cell's noise, a property of the machine", "", high=0.5)
+    offset_mismatch: float | None = _number(
+        "rms offset of each cell's drive over full scale, a property of the machine", "", high=0.5
+    )
+    capacitance_mismatch: float | None = _number(
+        "relative rms error of each capacitance, a property of the machine", "", high=0.3
+    )
+    noise_mismatch: float | None = _number(
+        "relative rms error of the rms of each cell's noise, a property of the machine", "", high=0.5
+    )
     write_noise: float | None = _number("rms error of each entry over full scale, fresh at each programming", "", high=0.5)
     drift_exponent: float | None = _number("conductances fall as (1 + t/1 s)^-exponent after programming", "", high=1)
     drift_spread: float | None = _number("relative rms difference of the drift exponent between entries", "", high=1)
@@ -88,38 +99,16 @@ class MachineSpec:
             value = getattr(self, f.name)
             if f.name != "name" and value is not None:
                 object.__setattr__(self, f.name, _checked(f, value))
-        if self.tau is None and (self.resistance is None or self.capacitance is None):
-            raise ValueError(f"machine {self.name!r}: tau is missing; give tau in seconds, or resistance (ohm) and capacitance (F)")
-        if self.tau is not None and self.resistance is not None and self.capacitance is not None:
-            product = self.resistance * self.capacitance
-            if not math.isclose(product, self.tau, rel_tol=0.01):
-                raise ValueError(
-                    f"machine {self.name!r}: tau = {self.tau:g} s contradicts resistance × capacitance = {product:g} s; leave one out"
-                )
-        if self.temperature is not None and self.capacitance is None:
-            raise ValueError(
-                f"machine {self.name!r}: thermal noise at temperature = {self.temperature:g} K needs the capacitance (F); "
-                "give it, or leave temperature out"
-            )
-        if self.rail_volts is not None and self.rail_volts < self.volts:
-            raise ValueError(
-                f"machine {self.name!r}: rail_volts = {self.rail_volts:g} V is below the full scale of {self.volts:g} V; "
-                "allowed: full_scale_volts and above"
-            )
-
-        if self.inductance is not None and (self.resistance is None or self.capacitance is None):
-            raise ValueError(f"machine {self.name!r}: inductance = {self.inductance:g} H needs resistance (ohm) and capacitance (F)")
-        if self.inductance is not None and self.noise_mismatch is not None:
-            raise ValueError(f"machine {self.name!r}: inductance together with noise_mismatch is not emulated; leave one out")
-        if self.drift_spread is not None and self.drift_exponent is None:
-            raise ValueError(f"machine {self.name!r}: drift_spread needs a drift_exponent")
+        for complaint in _contradictions(self):
+            raise ValueError(f"machine {self.name!r}: {complaint}")
 
     @property
     def time_constant(self) -> float:
         """τ, the time constant of a cell of conductance 1, in seconds."""
         if self.tau is not None:
             return self.tau
-        assert self.resistance is not None and self.capacitance is not None
+        assert self.resistance is not None
+        assert self.capacitance is not None
         return self.resistance * self.capacitance
 
     @property
@@ -145,13 +134,40 @@ class MachineSpec:
         """μ = L/(R²C), inductive over resistive time; None for overdamped cells."""
         if self.inductance is None:
             return None
-        assert self.resistance is not None and self.capacitance is not None
+        assert self.resistance is not None
+        assert self.capacitance is not None
         return self.inductance / (self.resistance**2 * self.capacitance)
 
     @property
     def read_noise(self) -> float:
         """Variance of one read beside quantization, over full scale squared."""
         return ((self.read_noise_volts_rms or 0.0) / self.volts) ** 2
+
+
+def _contradictions(spec: MachineSpec) -> Iterator[str]:
+    """What cannot be true at once."""
+    parts = spec.resistance is not None and spec.capacitance is not None
+    if spec.tau is None and not parts:
+        yield "tau is missing; give tau in seconds, or resistance (ohm) and capacitance (F)"
+    if spec.tau is not None and spec.resistance is not None and spec.capacitance is not None:
+        product = spec.resistance * spec.capacitance
+        if not math.isclose(product, spec.tau, rel_tol=0.01):
+            yield f"tau = {spec.tau:g} s contradicts resistance × capacitance = {product:g} s; leave one out"
+    if spec.temperature is not None and spec.capacitance is None:
+        yield f"thermal noise at temperature = {spec.temperature:g} K needs the capacitance (F); give it or leave both out"
+    if spec.rail_volts is not None and spec.rail_volts < spec.volts:
+        yield f"rail_volts = {spec.rail_volts:g} V is below the full scale of {spec.volts:g} V; allowed: full scale and above"
+    if spec.inductance is not None and not parts:
+        yield f"inductance = {spec.inductance:g} H needs resistance (ohm) and capacitance (F)"
+    if spec.coupling not in (None, "capacitive"):
+        yield f"coupling = {spec.coupling!r} is not known; allowed: 'capacitive', or leave it out for resistive coupling"
+    for name in ("noise_mismatch", "capacitance_mismatch"):
+        if getattr(spec, name) is not None and spec.coupling is not None:
+            yield f"{name} is not emulated with capacitive coupling; leave one out"
+    if spec.inductance is not None and spec.noise_mismatch is not None:
+        yield "inductance together with noise_mismatch is not emulated; leave one out"
+    if spec.drift_spread is not None and spec.drift_exponent is None:
+        yield "drift_spread needs a drift_exponent"
 
 
 def _checked(f: Field[Any], value: Any) -> Any:  # Any: values from a file
@@ -169,7 +185,8 @@ def _checked(f: Field[Any], value: Any) -> Any:  # Any: values from a file
             left, right = ("[", "]") if closed else ("(", ")")
             of = f" {unit}" if unit else ""
             raise ValueError(
-                f"{f.name} = {value!r} is out of range; allowed: {left}{low:g}, {high:g}{right}{of}; leave it out if it is ideal or not stated"
+                f"{f.name} = {value!r} is out of range; allowed: {left}{low:g}, {high:g}{right}{of}; "
+                "leave it out if it is ideal or not stated"
             )
     return value
 

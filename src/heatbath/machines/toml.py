@@ -1,8 +1,8 @@
 """Machine specifications as TOML files: one flat table, SI units, the names of `MachineSpec`.
 
-    name = "my-machine"
-    tau = 1e-6            # s
-    matrix_bits = 8
+name = "my-machine"
+tau = 1e-6            # s
+matrix_bits = 8
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from heatbath.machines.converters import normal
 from heatbath.machines.process import RUNAWAY, continuous_average, phi
-from heatbath.machines.underdamped import oscillator
+from heatbath.machines.underdamped import oscillator, resonator
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,15 @@ class Step:
         return noise if total is None else total if noise is None else total + noise
 
 
-def step(rates: Tensor, time: float, *, noise: float, colour: Tensor | None = None, inertia: float | None = None) -> Step:
+def step(
+    rates: Tensor,
+    time: float,
+    *,
+    noise: float,
+    colour: Tensor | None = None,
+    inertia: float | None = None,
+    capacitive: bool = False,
+) -> Step:
     """The exact transition over `time`.
 
     Args:
@@ -60,9 +68,13 @@ def step(rates: Tensor, time: float, *, noise: float, colour: Tensor | None = No
         noise: 1/β.
         colour: C, `[*stack, n, n]`, or None for independent modes; not with inertia.
         inertia: μ, or None.
+        capacitive: the matrix is held in capacitances.
     """
     rates = rates.clamp(min=-RUNAWAY / time) if time > 0 else rates
-    if inertia is None:
+    if capacitive:
+        whole = resonator(rates, inertia, time)
+        carry, gain, covariance = whole.carry, whole.gain, noise * whole.covariance
+    elif inertia is None:
         law = continuous_average(rates, burn_in=time, duration=0.0, noise=noise)
         carry, gain, covariance = (p[..., None, None] for p in (law.end_carry, law.end_gain, law.end_variance))
     else:

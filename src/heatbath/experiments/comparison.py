@@ -1,0 +1,148 @@
+"""Several runs of one experiment side by side: the same start, the same batches, one table.
+
+Predicted time is what the counted work of a run would take on given hardware, average step by average step:
+
+    predicted = steps · price(work / steps)
+
+with the digital kernels on one accelerator and the analog jobs on the run's own machine. It says nothing about the time here,
+where the machine is emulated.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from heatbath.costs import Bill, Digital, h100, price, with_unit
+from heatbath.experiments.experiment import Experiment
+from heatbath.experiments.optimizers import Choice
+from heatbath.experiments.records import Record, RunFiles
+from heatbath.experiments.runner import RunOptions, Watcher, run
+from heatbath.machines import MachineSpec, spec_from
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run in one line.
+
+    Args:
+        title: the optimizer.
+        steps_to_target: the first measured step at the target; None if it never was.
+        final: the target's metric at the end.
+        steps: how many were made.
+        seconds: training time here.
+        bill: predicted for the whole run; None if it cannot be priced.
+        ended: how it ended.
+    """
+
+    title: str
+    steps_to_target: int | None
+    final: float | None
+    steps: int
+    seconds: float
+    bill: Bill | None
+    ended: str
+
+
+def compare(
+    experiment: Experiment,
+    choices: Sequence[Choice],
+    *,
+    options: RunOptions,
+    folder: Path,
+    watch: Callable[[Choice, RunFiles], Iterable[Watcher]] = lambda choice, files: (),
+    on_interrupt: Callable[[], None] | None = None,
+) -> list[Record]:
+    """Run one choice after the other; `options.max_seconds` holds for each. Stops early at Ctrl-C, with the runs so far.
+
+    Args:
+        experiment: the task.
+        choices: the optimizers; their labels name the files.
+        options: the same for all.
+        folder: of all records.
+        watch: makes the watchers of a run.
+        on_interrupt: as in `run`.
+    """
+    dataset = experiment.source.load()
+    fixed = replace(experiment, source=replace(experiment.source, load=lambda: dataset))
+    records = []
+    for choice in choices:
+        files = RunFiles(folder, choice.label)
+        record = run(fixed, choice, options=options, files=files, watchers=watch(choice, files), on_interrupt=on_interrupt)
+        records.append(record)
+        if record.ended == "interrupted":
+            break
+    return records
+
+
+def machines_of(record: Record) -> dict[str, MachineSpec]:
+    """The specification of the machine a run used, by the name its jobs carry; from the record alone."""
+    text = record.header["choice"].get("machine")
+    if not text:
+        return {}
+    spec = spec_from(tomllib.loads(text))
+    return {spec.name: spec}
+
+
+def predict(record: Record, *, digital: Digital | None = None, copies: int = 1) -> Bill | None:
+    """Predicted bill of a run up to its last measured step, on an H100 by default; None before the first step."""
+    rows = [row for row in record.measured if row["step"] > 0 and "work" in row]
+    if not rows:
+        return None
+    steps = rows[-1]["step"]
+    average = record.work(rows[-1]) * (1 / steps)
+    return price(average, digital=digital or h100(), machines=machines_of(record), copies=copies) * steps
+
+
+def summarize(record: Record) -> Summary:
+    """A run in one line."""
+    reached = record.reached()
+    measured = [row["metrics"].get(record.target.metric) for row in record.measured]
+    return Summary(
+        title=record.title,
+        steps_to_target=None if reached is None else reached["step"],
+        final=measured[-1] if measured else None,
+        steps=record.rows[-1]["step"] if record.rows else 0,
+        seconds=record.rows[-1]["seconds"] if record.rows else 0.0,
+        bill=predict(record),
+        ended=record.ended,
+    )
+
+
+def comparison_table(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table, as text.
+
+    Raises:
+        ValueError: no records, or records with different targets.
+    """
+    targets = {record.target for record in records}
+    if len(targets) != 1:
+        raise ValueError(f"only runs with one target can be compared, got {len(targets)} targets in {len(records)} records")
+    target = targets.pop()
+    head = ["optimizer", f"steps to {target.describe()}", f"final {target.metric}", "steps", "seconds here", "predicted", "of it analog"]
+    return head, [_cells(summarize(record)) for record in records]
+
+
+def _cells(summary: Summary) -> list[str]:
+    bill = summary.bill
+    analog = 0.0 if bill is None else bill.seconds - bill.seconds_by_part.get("digital", 0.0)
+    return [
+        summary.title,
+        "not reached" if summary.steps_to_target is None else str(summary.steps_to_target),
+        "–" if summary.final is None else f"{summary.final:.4g}",
+        f"{summary.steps}" + ("" if summary.ended == "finished" else f" ({summary.ended})"),
+        f"{summary.seconds:.2f} s",
+        "–" if bill is None else ("at least " if bill.unstated_seconds else "") + with_unit(bill.seconds, "s"),
+        "–" if not analog else with_unit(analog, "s"),
+    ]
+
+
+def data_lines(records: Sequence[Record]) -> list[str]:
+    """Which data the runs really used, one line for each different set."""
+    lines: Mapping[str, None] = dict.fromkeys(
+        f"{d['name']}: {d['train']:,} training and {d['test']:,} test examples ({d['source']})"
+        for d in (record.header["dataset"] for record in records)
+    )
+    return list(lines)

@@ -1,0 +1,134 @@
+"""What the cells hold of a matrix."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from heatbath.machines import Machine, MachineSpec
+from heatbath.machines.memory import drift, hold
+from tests.machines.truth import spd
+
+TAU = 1e-6
+
+
+def _spec(**fields) -> MachineSpec:
+    return MachineSpec(name="m", tau=TAU, **fields)
+
+
+def _relative_error_of_inverse(condition: float, bits: int, seeds: int = 40) -> tuple[float, float]:
+    """Median relative error of the inverse in the spectral norm, and the share of matrices that rounding made indefinite."""
+    matrices = spd(64, condition, stack=(seeds,))
+    held, scale, _ = hold(matrices, _spec(matrix_bits=bits), 0, None)
+    held = held * scale[:, None, None]
+    definite = torch.linalg.eigvalsh(held)[:, 0] > 0
+    exact = torch.linalg.inv(matrices)
+    error = torch.linalg.inv(held) - exact
+    relative = error.norm(dim=(-2, -1)) / exact.norm(dim=(-2, -1))
+    return float(relative.median()), float((~definite).double().mean())
+
+
+@pytest.mark.parametrize(
+    "condition,bits,published",
+    [(10, 6, 0.17), (10, 8, 0.043), (10, 10, 0.010), (10, 12, 0.0026), (100, 8, 0.23), (100, 10, 0.05), (1000, 12, 0.08)],
+)
+def test_rounding_table(condition: float, bits: int, published: float) -> None:
+    error, indefinite = _relative_error_of_inverse(condition, bits)
+    assert published / 2 < error < 2 * published
+    assert indefinite == 0.0
+
+
+@pytest.mark.parametrize("condition,bits", [(100, 6), (1000, 8)])
+def test_rounding_makes_matrices_indefinite_when_the_condition_number_reaches_the_levels(condition: float, bits: int) -> None:
+    assert _relative_error_of_inverse(condition, bits)[1] > 0.5
+
+
+def test_scale_is_the_largest_entry_and_ideal_memory_is_exact() -> None:
+    matrix = 12.5 * spd(6, 10.0, stack=(2,))
+    held, scale, clipped = hold(matrix, _spec(), 0, None)
+    torch.testing.assert_close(scale, matrix.abs().amax((-2, -1)))
+    torch.testing.assert_close(held * scale[:, None, None], matrix)
+    assert clipped.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("stochastic", [None, True])
+def test_levels_are_symmetric_and_as_many_as_the_bits(stochastic: bool | None, generator: torch.Generator) -> None:
+    held, _, _ = hold(spd(30, 10.0), _spec(matrix_bits=4, stochastic_rounding=stochastic), 0, generator)
+    assert torch.equal(held, held.mT)
+    codes = held * 7
+    torch.testing.assert_close(codes, codes.round(), atol=1e-12, rtol=0)
+    assert float(held.abs().max()) == 1.0
+
+
+def test_averaged_stochastic_copies_come_closer_than_nearest_rounding(generator: torch.Generator) -> None:
+    matrix = spd(20, 10.0)
+    nearest = hold(matrix, _spec(matrix_bits=5), 0, None)
+    copies = hold(matrix.expand(400, 20, 20), _spec(matrix_bits=5, stochastic_rounding=True), 0, generator)
+    error = (nearest[0] * nearest[1] - matrix).norm()
+    averaged = ((copies[0] * copies[1][:, None, None]).mean(0) - matrix).norm()
+    assert float(averaged) < 0.15 * float(error)
+
+
+def test_percentile_clips_the_rest_and_counts_it() -> None:
+    matrix = torch.eye(10, dtype=torch.float64)
+    matrix[0, 0] = 50.0
+    held, scale, clipped = hold(matrix, _spec(matrix_percentile=99.0), 0, None)
+    assert float(scale) == 1.0
+    assert int(clipped) == 1
+    assert float(held[0, 0]) == 1.0
+
+
+def test_zero_matrix_is_held_as_zeros_and_not_definite() -> None:
+    programmed = Machine(_spec(matrix_bits=8)).program(torch.zeros(3, 3))
+    assert not bool(programmed.definite)
+    assert torch.equal(programmed.held, torch.zeros(3, 3))
+
+
+def test_gain_mismatch_is_relative_symmetric_and_the_same_at_every_use() -> None:
+    matrix, spec = spd(40, 10.0), _spec(gain_mismatch=0.02)
+    held, scale, _ = hold(matrix, spec, 3, None)
+    assert torch.equal(held, held.mT)
+    assert torch.equal(hold(matrix, spec, 3, None)[0], held)
+    assert not torch.equal(hold(matrix, spec, 4, None)[0], held)
+    relative = (held * scale / matrix - 1).triu()[torch.ones(40, 40).triu().bool()]
+    assert float(relative.std()) == pytest.approx(0.02, rel=4.5 / (2 * 820) ** 0.5)
+
+
+def test_write_noise_is_fresh_at_each_programming(generator: torch.Generator) -> None:
+    matrix, spec = torch.eye(40, dtype=torch.float64), _spec(write_noise=0.01)
+    first, second = (hold(matrix, spec, 0, generator)[0] for _ in range(2))
+    assert torch.equal(first, first.mT)
+    errors = (first - second).triu()[torch.ones(40, 40).triu().bool()]
+    assert float(errors.std()) == pytest.approx(0.01 * 2**0.5, rel=4.5 / (2 * 820) ** 0.5)
+
+
+def test_stuck_entries_are_zero_in_the_stated_share() -> None:
+    matrix = torch.ones(200, 200, dtype=torch.float64)
+    held = hold(matrix, _spec(stuck_entries=0.05), 0, None)[0]
+    share = float((held == 0).double().mean())
+    assert torch.equal(held, held.mT)
+    assert share == pytest.approx(0.05, abs=4.5 * (0.05 * 0.95 * 2 / 200**2) ** 0.5)
+
+
+def test_drift_is_a_power_law_of_age_and_composes() -> None:
+    matrix, spec = spd(5, 4.0), _spec(drift_exponent=0.05, drift_spread=0.3)
+    at_once = drift(matrix, spec, 2, age=0.0, seconds=100.0)
+    in_two = drift(drift(matrix, spec, 2, age=0.0, seconds=30.0), spec, 2, age=30.0, seconds=70.0)
+    torch.testing.assert_close(at_once, in_two)
+    torch.testing.assert_close(
+        drift(matrix, _spec(drift_exponent=0.05), 2, age=0.0, seconds=99.0), matrix * 100**-0.05
+    )
+    assert drift(matrix, _spec(), 2, age=0.0, seconds=99.0) is matrix
+
+
+def test_aged_machine_answers_with_what_is_left() -> None:
+    machine = Machine(_spec(drift_exponent=0.1))
+    matrix = spd(4, 4.0)
+    programmed = machine.program(matrix)
+    old = machine.age(machine.age(programmed, 40.0), 59.0)
+    assert old.age == 99.0
+    torch.testing.assert_close(old.held, programmed.held * 100**-0.1)
+    torch.testing.assert_close(old.law.rates, programmed.law.rates * 100**-0.1)
+    assert old.work.programmings == 0
+    with pytest.raises(ValueError, match="cannot grow younger: seconds must be 0 or more, got -1"):
+        machine.age(programmed, -1.0)
