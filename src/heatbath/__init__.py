@@ -61,7 +61,7 @@ _ROOMS = {
     "work": ("Work",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
-__all__ = sorted(_ROOM_OF)  # noqa: PLE0605  # computed on purpose: one table
+__all__ = sorted(_ROOM_OF)
 
 
 def __getattr__(name: str) -> Any:  # Any: whatever the name stands for

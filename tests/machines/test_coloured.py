@@ -73,9 +73,7 @@ def test_stationary_covariance_solves_the_lyapunov_equation(generator: torch.Gen
     stationary = scipy.linalg.solve_continuous_lyapunov(unit, 2 * loud)
     np.testing.assert_allclose(programmed.law.spread.numpy(), np.diag(stationary), rtol=1e-12)
     reads, interval = 20_000, 60.0
-    reading = machine.read_covariance(
-        programmed, reads=reads, interval=interval * TAU, burn_in=100 * TAU, generator=generator
-    )
+    reading = machine.read_covariance(programmed, reads=reads, interval=interval * TAU, burn_in=100 * TAU, generator=generator)
     estimate = (reading.inverse * programmed.scale).numpy()
     error = np.sqrt((stationary**2 + np.outer(np.diag(stationary), np.diag(stationary))) / reads)
     assert np.abs((estimate - stationary) / error).max() < 4.5

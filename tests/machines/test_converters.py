@@ -23,7 +23,11 @@ def test_rounding_error_is_lsb_over_root_twelve(bits: int) -> None:
     assert float(error.abs().max()) <= float(lsb(bits)) / 2 * (1 + 1e-9)
 
 
-@given(bits=st.integers(2, 16), values=st.lists(st.floats(-4, 4), min_size=1, max_size=20), full_scale=st.sampled_from([0.5, 1.0, 3.0]))
+@given(
+    bits=st.integers(2, 16),
+    values=st.lists(st.floats(-4, 4), min_size=1, max_size=20),
+    full_scale=st.sampled_from([0.5, 1.0, 3.0]),
+)
 def test_quantize_is_odd_idempotent_and_bounded(bits: int, values: list[float], full_scale: float) -> None:
     x = torch.tensor(values, dtype=torch.float64)
     once, clipped = quantize(x, bits, full_scale)

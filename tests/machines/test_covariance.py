@@ -18,9 +18,7 @@ def test_law_d_by_z_scores(reads: int, interval: float, generator: torch.Generat
     repeats, held = 10_000, spd(3, 8.0)
     machine = Machine(NOISY)
     programmed = machine.program(held.expand(repeats, 3, 3), law=ExactLaw)
-    reading = machine.read_covariance(
-        programmed, reads=reads, interval=interval * TAU, burn_in=200 * TAU, generator=generator
-    )
+    reading = machine.read_covariance(programmed, reads=reads, interval=interval * TAU, burn_in=200 * TAU, generator=generator)
     modes, rates = programmed.law.modes[0], programmed.law.rates[0]
     samples = 0.09 * modes.mT @ (reading.inverse * programmed.scale[:, None, None]) @ modes
     mean = torch.diag(0.09 / rates)

@@ -1,4 +1,4 @@
-"""The exact law: readings of the machine have the mean and covariance that Van Loan's method predicts for the matrix it holds."""
+"""The exact law: readings have the mean and covariance that Van Loan's method predicts for the matrix held."""
 
 from __future__ import annotations
 

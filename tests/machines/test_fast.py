@@ -37,7 +37,13 @@ def test_stated_error_is_the_distance_to_van_loan(burn_in: float, reads: int | N
 
 
 @pytest.mark.parametrize(
-    "schedule", [Schedule(300 * TAU, 300 * TAU), Schedule(0.0, 300 * TAU), Schedule(300 * TAU, 0.0, 1), Schedule(300 * TAU, 2000 * TAU, 20)]
+    "schedule",
+    [
+        Schedule(300 * TAU, 300 * TAU),
+        Schedule(0.0, 300 * TAU),
+        Schedule(300 * TAU, 0.0, 1),
+        Schedule(300 * TAU, 2000 * TAU, 20),
+    ],
 )
 @pytest.mark.parametrize("mismatch", [None, 0.1])
 def test_fast_law_by_z_scores(schedule: Schedule, mismatch: float | None, generator: torch.Generator) -> None:
@@ -93,7 +99,13 @@ def test_indefinite_member_keeps_the_stack_on_the_exact_law() -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [Schedule(400 * TAU, 500 * TAU), Schedule(500 * TAU, 400 * TAU), Schedule(500 * TAU, 500 * TAU, 5), Schedule(0.0, 500 * TAU)]
+    "other",
+    [
+        Schedule(400 * TAU, 500 * TAU),
+        Schedule(500 * TAU, 400 * TAU),
+        Schedule(500 * TAU, 500 * TAU, 5),
+        Schedule(0.0, 500 * TAU),
+    ],
 )
 def test_schedule_below_the_programmed_one_is_refused(other: Schedule) -> None:
     schedule = Schedule(500 * TAU, 500 * TAU)

@@ -34,7 +34,7 @@ def _relative_error_of_inverse(condition: float, bits: int, seeds: int = 40) -> 
 )
 def test_rounding_table(condition: float, bits: int, published: float) -> None:
     error, indefinite = _relative_error_of_inverse(condition, bits)
-    assert published / 2 < error < 2 * published
+    assert published / 1.3 < error < 1.3 * published
     assert indefinite == 0.0
 
 
@@ -115,9 +115,7 @@ def test_drift_is_a_power_law_of_age_and_composes() -> None:
     at_once = drift(matrix, spec, 2, age=0.0, seconds=100.0)
     in_two = drift(drift(matrix, spec, 2, age=0.0, seconds=30.0), spec, 2, age=30.0, seconds=70.0)
     torch.testing.assert_close(at_once, in_two)
-    torch.testing.assert_close(
-        drift(matrix, _spec(drift_exponent=0.05), 2, age=0.0, seconds=99.0), matrix * 100**-0.05
-    )
+    torch.testing.assert_close(drift(matrix, _spec(drift_exponent=0.05), 2, age=0.0, seconds=99.0), matrix * 100**-0.05)
     assert drift(matrix, _spec(), 2, age=0.0, seconds=99.0) is matrix
 
 

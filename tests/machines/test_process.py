@@ -61,7 +61,9 @@ def test_law_a_and_c_of_continuous_averages_equal_van_loan(rate: float, burn_in:
 
 
 @pytest.mark.parametrize("rate", RATES)
-@pytest.mark.parametrize("burn_in,duration,reads", [(0.0, 4.0, 1), (0.6, 0.01, 3), (2.0, 7.0, 40), (5.0, 9.0, 97), (1.0, 0.0, 1)])
+@pytest.mark.parametrize(
+    "burn_in,duration,reads", [(0.0, 4.0, 1), (0.6, 0.01, 3), (2.0, 7.0, 40), (5.0, 9.0, 97), (1.0, 0.0, 1)]
+)
 def test_law_b_and_c_of_sampled_averages_equal_van_loan(rate: float, burn_in: float, duration: float, reads: int) -> None:
     law = sampled_average(
         torch.tensor([rate], dtype=torch.float64),
@@ -177,9 +179,7 @@ def test_law_d_equals_the_kernel_sum_by_isserlis() -> None:
 
 def test_law_e_equals_van_loan_for_a_burnt_in_average() -> None:
     held = spd(4, 3.0)
-    _, covariance = machine_reading(
-        held.numpy(), np.ones(4), noise=NOISE, burn_in=80.0, duration=75.0, reads=None
-    )
+    _, covariance = machine_reading(held.numpy(), np.ones(4), noise=NOISE, burn_in=80.0, duration=75.0, reads=None)
     law = burnt_in_covariance(torch.linalg.inv(held), duration=75.0, noise=NOISE)
     np.testing.assert_allclose(law.numpy(), covariance[:4, :4], rtol=1e-9)
 

@@ -1,4 +1,5 @@
-"""Independent, slow truths for the machine: linear stochastic differential equations by Van Loan's matrix exponential in short steps."""
+"""Independent, slow truths for the machine: linear stochastic differential equations by Van Loan's
+matrix exponential in short steps."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Run, record, compare, draw.
 
-An `Experiment` says what is trained, a `Choice` with which optimizer, `RunOptions` for how long; `run` trains and leaves a `Record`.
+An `Experiment` says what is trained, a `Choice` with which optimizer, `RunOptions` for how long; `run` trains and leaves a
+`Record`.
 """
 
 from heatbath.experiments.experiment import Experiment as Experiment

@@ -46,7 +46,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:  # Any: as above
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise ValueError(f"the checkpoint {path} is damaged ({str(error).splitlines()[0]}): start anew in another folder") from error
+        raise ValueError(
+            f"the checkpoint {path} is damaged ({str(error).splitlines()[0]}): start anew in another folder"
+        ) from error
     if state.get("format") != FORMAT:
         raise ValueError(f"the checkpoint {path} has format {state.get('format')}, this version reads {FORMAT}")
     return dict(state)

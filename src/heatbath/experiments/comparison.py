@@ -121,7 +121,15 @@ def comparison_table(records: Sequence[Record]) -> tuple[list[str], list[list[st
     if len(targets) != 1:
         raise ValueError(f"only runs with one target can be compared, got {len(targets)} targets in {len(records)} records")
     target = targets.pop()
-    head = ["optimizer", f"steps to {target.describe()}", f"final {target.metric}", "steps", "seconds here", "predicted", "of it analog"]
+    head = [
+        "optimizer",
+        f"steps to {target.describe()}",
+        f"final {target.metric}",
+        "steps",
+        "seconds here",
+        "predicted",
+        "of it analog",
+    ]
     return head, [_cells(summarize(record)) for record in records]
 
 

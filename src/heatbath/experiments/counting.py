@@ -53,7 +53,9 @@ def _call_work(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: An
         outputs = args[2].shape[0]
         rows, patch = args[0].numel() // outputs, args[2][0].numel()
         passes = [matmul(rows, outputs, patch), matmul(outputs, rows, patch)]
-        return sum((Work.of(p) for p, wanted in zip(passes, kwargs.get("output_mask", args[-1]), strict=False) if wanted), Work())
+        return sum(
+            (Work.of(p) for p, wanted in zip(passes, kwargs.get("output_mask", args[-1]), strict=False) if wanted), Work()
+        )
     results = [t for t in (out if isinstance(out, tuple | list) else (out,)) if isinstance(t, Tensor)]
     if packet in flop_registry:  # attention and the like: as one cube of as many operations
         flops = float(flop_registry[packet](*args, **kwargs, out_val=out))
@@ -65,13 +67,14 @@ def _call_work(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: An
 
 
 def model_work(model: nn.Module, loss: Loss, batch: tuple[Tensor, ...]) -> Work:
-    """Work of one forward and backward pass on `batch`, counted on a copy: the model, its gradients and the global random
-    state stay as they are. Call it before an optimizer puts hooks on the model.
+    """Work of one forward and backward pass on `batch`, counted on a copy.
+
+    The model, its gradients and the global random state stay as they are. Call it before an optimizer puts hooks on the model.
     """
     twin = copy.deepcopy(model)
     devices = [batch[0].device] if batch[0].device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), _Counter() as counter:
-        loss(twin(*batch[:-1]), batch[-1]).backward()  # type: ignore[no-untyped-call]  # torch's stub
+        loss(twin(*batch[:-1]), batch[-1]).backward()
     return counter.work
 
 

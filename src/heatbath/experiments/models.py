@@ -7,6 +7,7 @@ draw from torch's global generator, which the runner seeds for the length of a r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -26,7 +27,7 @@ def mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Seque
     if len(sizes) < 2:
         raise ValueError(f"an MLP needs at least an input and an output size, got {tuple(sizes)}")
     layers: list[nn.Module] = [nn.Flatten()]
-    for i, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for i, (inputs, outputs) in enumerate(pairwise(sizes)):
         if i > 0:
             layers.append(activation())
         layers.append(nn.Linear(inputs, outputs))
@@ -58,7 +59,7 @@ def autoencoder(sizes: Sequence[int] = AUTOENCODER_SIZES) -> nn.Sequential:
     """
     mirrored = [*sizes, *reversed(sizes[:-1])]
     layers: list[nn.Module] = []
-    for i, (inputs, outputs) in enumerate(zip(mirrored[:-1], mirrored[1:], strict=True)):
+    for i, (inputs, outputs) in enumerate(pairwise(mirrored)):
         layers.append(nn.Linear(inputs, outputs))
         if i + 1 not in (len(sizes) - 1, len(mirrored) - 1):
             layers.append(nn.Tanh())

@@ -110,8 +110,15 @@ def _kfac(model: nn.Module, choice: Choice, generator: torch.Generator) -> torch
         solver = DIGITAL[choice.solver]()
     else:
         solver = THERMODYNAMIC[choice.solver](Machine(choice.machine))
-    options = {"lr": h.lr, "damping": h.damping, "momentum": h.momentum, "weight_decay": h.weight_decay}
-    return KFAC(model, **options, solver=solver, generator=generator)
+    return KFAC(
+        model,
+        lr=h.lr,
+        damping=h.damping,
+        momentum=h.momentum,
+        weight_decay=h.weight_decay,
+        solver=solver,
+        generator=generator,
+    )
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:

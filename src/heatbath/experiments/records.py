@@ -78,7 +78,9 @@ class RecordWriter:
                 _cut_torn_line(path)
             self._file: IO[str] = open(path, "a", encoding="utf-8")  # noqa: SIM115  # closed by close()
         except OSError as error:
-            raise OSError(f"cannot write the record {path}: {error.strerror or error}; choose another folder with --out") from error
+            raise OSError(
+                f"cannot write the record {path}: {error.strerror or error}; choose another folder with --out"
+            ) from error
         if header is not None:
             self.write([{"format": FORMAT, **header}])
 

@@ -203,7 +203,9 @@ class _Loop:
             if training.step >= options.steps:
                 return self._end("finished", f"after {training.step} steps")
             if self._out_of_time():
-                return self._end("finished", f"after {self.seconds:.1f} s, the most allowed ({training.step} of {options.steps} steps)")
+                return self._end(
+                    "finished", f"after {self.seconds:.1f} s, the most allowed ({training.step} of {options.steps} steps)"
+                )
             if interrupt.requested:
                 return self._end("interrupted", f"after step {training.step} of {options.steps}; --resume goes on from there")
             began = time.perf_counter()
@@ -231,8 +233,7 @@ class _Loop:
         self.seconds += time.perf_counter() - began  # on an accelerator the steps are finished only now
         waiting, self.waiting = self.waiting, []
         rows: list[Row] = [
-            {"step": step, "loss": loss, "seconds": seconds}
-            for (step, seconds, _), loss in zip(waiting, losses, strict=True)
+            {"step": step, "loss": loss, "seconds": seconds} for (step, seconds, _), loss in zip(waiting, losses, strict=True)
         ]
         for row in rows[:-1]:
             self._write_row(row, measured=False)

@@ -64,9 +64,7 @@ class Training:
         device: where to compute.
     """
 
-    def __init__(
-        self, experiment: Experiment, *, dataset: Dataset, choice: Choice, seed: int, device: torch.device
-    ) -> None:
+    def __init__(self, experiment: Experiment, *, dataset: Dataset, choice: Choice, seed: int, device: torch.device) -> None:
         self.experiment, self.device = experiment, device
         self.dataset = dataset.to(device)
         torch.manual_seed(seed)
@@ -88,7 +86,7 @@ class Training:
         batch = self.dataset.train.batch(self.order.next())
         self.optimizer.zero_grad()
         loss = self.experiment.loss(self.model(*batch[:-1]), batch[-1])
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
+        loss.backward()
         self.optimizer.step()
         self.step += 1
         return loss.detach()

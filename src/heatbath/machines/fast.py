@@ -154,7 +154,8 @@ class FastLaw(Law):
 def _slowest(inverse: Tensor, products: int = 24) -> Tensor:
     """Smallest eigenvalue of M from power iterations on M⁻¹: an estimate, within a few per cent even for crowded spectra.
 
-    The Rayleigh quotient θ falls short of the largest eigenvalue of M⁻¹; adding its residual ‖M⁻¹v − θv‖ mostly makes up for it.
+    The Rayleigh quotient θ falls short of the largest eigenvalue of M⁻¹; adding its residual ‖M⁻¹v − θv‖ mostly makes up
+    for it.
     """
     v = inverse.sum(-1, keepdim=True) + inverse.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
     v = v + 0.01 * v.norm(dim=-2, keepdim=True) * torch.linspace(-1, 1, v.shape[-2]).to(v).unsqueeze(-1)

@@ -7,8 +7,8 @@ rounding come out right where the white-noise rule does not hold. `Stepper` inte
 
 with saturation at the rails in every step and a conductance drift g(t) during the run. Euler–Maruyama has the right stationary
 mean for h < 2/λ_max, and the variance (1/βλ)·2/(2−hλ) of each mode: too large by hλ/2. The lattice random walk moves each
-cell by ±sqrt(2hPD/β), up with probability ½(1 + drift·h/spacing): one random bit a step, and exact first and second moments of a
-single cell (Duffield et al. 2025, arXiv 2508.20883). Both cost n² a step and a drive.
+cell by ±sqrt(2hPD/β), up with probability ½(1 + drift·h/spacing): one random bit a step, and exact first and second moments of
+a single cell (Duffield et al. 2025, arXiv 2508.20883). Both cost n² a step and a drive.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def load_machine(which: str | Path) -> MachineSpec:
         TypeError: a field of the wrong type.
         FileNotFoundError: no such file.
 
-    >>> load_machine("tngd-2024").time_constant
+    >>> round(load_machine("tngd-2024").time_constant, 12)
     1e-06
     """
     name = str(which)
