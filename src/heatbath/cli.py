@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    import torch
     from rich.console import Console
 
-    from heatbath.experiments import Choice, RunFiles
+    from heatbath.experiments import Choice, Record, RunFiles
     from heatbath.experiments.runner import Watcher
 
 app = typer.Typer(
@@ -61,7 +62,7 @@ def demo(
     out: Annotated[Path | None, typer.Option(help="Folder for records and report; by default runs/demo, numbered.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the start, the batches and the machine's noise.")] = 0,
 ) -> None:
-    """Train one network four ways from the same start and compare: AdamW, K-FAC, thermodynamic K-FAC by inverting and by solving."""
+    """Train one network four ways from one start: AdamW, K-FAC, thermodynamic K-FAC by inverting and by solving."""
     with _mistakes():
         from heatbath.experiments import RunOptions, choose
         from heatbath.experiments.comparison import compare
@@ -132,8 +133,9 @@ def machines() -> None:
     """List the preset machines with their source; a file with the same fields is a machine, too."""
     with _mistakes():
         from heatbath.experiments.tables import machines_table
+        from heatbath.machines import presets
 
-        _console().print(machines_table())
+        _console().print(machines_table(presets().values()))
 
 
 @app.command("recipes")
@@ -177,7 +179,7 @@ def _unused(folder: Path) -> Path:
     return candidate
 
 
-def _device(name: str) -> object:
+def _device(name: str) -> torch.device:
     import torch
 
     if name == "auto":
@@ -187,9 +189,6 @@ def _device(name: str) -> object:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no CUDA device here; use --device cpu")
     return torch.device(name)
-
-
-Watch = "Callable[[Choice, RunFiles], Iterable[Watcher]]"
 
 
 @contextmanager
@@ -207,3 +206,25 @@ def _display(console: Console) -> Iterator[tuple[Callable[[Choice, RunFiles], It
             progress.console.print("[yellow]stopping after this step; Ctrl-C again stops at once[/]")
 
         yield watch, notice
+
+
+def _present(console: Console, records: list[Record], page: Path) -> None:
+    """The table, the report, and where everything lies."""
+    from heatbath.experiments.comparison import comparison_table
+    from heatbath.experiments.environment import command
+    from heatbath.experiments.report import write_report
+    from heatbath.experiments.tables import text_table
+
+    head, rows = comparison_table(records)
+    console.print(text_table(head, rows, title=str(records[0].header["experiment"])))
+    write_report(records, page, command=command())
+    console.print(f"records: {page.parent}/*.jsonl\nreport:  {page}", highlight=False, soft_wrap=True)
+
+
+def _finish(records: list[Record]) -> None:
+    """Exit as the runs ended."""
+    ends = {record.ended for record in records}
+    if "interrupted" in ends:
+        raise typer.Exit(INTERRUPTED)
+    if "diverged" in ends:
+        raise typer.Exit(DIVERGED)

@@ -75,7 +75,7 @@ def test_bad_drives_are_refused(drive: object, extra: dict, error: type, message
 def test_bad_machines_are_refused() -> None:
     with pytest.raises(TypeError, match=r"a Machine needs a MachineSpec, got 'tngd-2024'; load one: Machine\(load_machine"):
         Machine("tngd-2024")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="serial and tolerance must be 0 or more, got -1 and 0.01"):
+    with pytest.raises(ValueError, match=r"serial and tolerance must be 0 or more, got -1 and 0\.01"):
         Machine(MachineSpec(name="m", tau=1e-6), serial=-1)
     with pytest.raises(ValueError, match="serial and tolerance must be 0 or more"):
         Machine(MachineSpec(name="m", tau=1e-6), tolerance=-0.1)

@@ -1,50 +1,144 @@
-"""Curves of runs as SVG text, labelled, one colour per run throughout."""
+"""Figures of runs: curves with labelled axes, as vector graphics that follow the page's colours, and their data as CSV.
+
+Text and axes are drawn in one marker colour that becomes `currentColor`, so a figure inside a page is readable on light and
+on dark ground. Lines keep to colours that are told apart by most colour-blind readers (after Okabe & Ito 2008) and stand
+out on both.
+"""
 
 from __future__ import annotations
 
+import csv
 import io
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from heatbath.experiments.records import Record
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")  # Okabe & Ito
+COLOURS = ("#d55e00", "#2e8fd6", "#12a37a", "#b07ad1", "#c79a00", "#7a8794")
+DASHES = ("-", "-", "-", "-", "--", ":")
+INK = "#012345"  # marks what takes the page's text colour
+RAW_POINTS = 120  # above this many points a mean is drawn over the raw curve
+CSV_POINTS = 2000  # a curve's data are thinned to about this many rows
 
 
-def curves(records: Sequence[Record]) -> Figure:
-    """Training loss and the judged metric against steps, and the metric against seconds."""
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
-    loss, by_step, by_second = figure.subplots(1, 3)
-    metric = records[0].target.metric
-    for colour, record in zip(COLOURS * (1 + len(records) // len(COLOURS)), records, strict=False):
-        steps, _, values = record.metric("loss")
-        loss.plot(steps, values, color=colour, lw=1.2, label=record.name)
-        steps, seconds, values = record.metric(metric)
-        by_step.plot(steps, values, color=colour, lw=1.5)
-        by_second.plot(seconds, values, color=colour, lw=1.5)
-    loss.set(xlabel="steps", ylabel="training loss (mini-batch)", yscale="log")
-    by_step.set(xlabel="steps", ylabel=metric)
-    by_second.set(xlabel="seconds here (emulation included)", ylabel=metric)
-    for axes in (by_step, by_second):
-        axes.axhline(records[0].target.value, color="0.5", lw=0.8, ls="--")
-    for axes in (loss, by_step, by_second):
-        axes.grid(alpha=0.25)
-    figure.legend(loc="outside lower center", ncols=min(len(records), 2), frameon=False)
+@dataclass(frozen=True)
+class Axis:
+    """What a figure shows.
+
+    Args:
+        metric: a metric's name, or "loss".
+        against: "step" or "seconds".
+        label: of the vertical axis.
+        log: whether it is logarithmic.
+    """
+
+    metric: str
+    against: str = "step"
+    label: str = ""
+    log: bool = False
+
+    @property
+    def title(self) -> str:
+        """What it shows, in words."""
+        return f"{self.label or self.metric} against {'training step' if self.against == 'step' else 'training time here'}"
+
+
+def curves(records: Sequence[Record], axis: Axis) -> Figure:
+    """One line per run, and the target where the metric is the judged one."""
+    with _style():
+        figure = Figure(figsize=(6.2, 3.9), layout="constrained")
+        axes = figure.add_subplot()
+        for i, record in enumerate(records):
+            _line(axes, record, axis, colour=COLOURS[i % len(COLOURS)], dash=DASHES[i % len(DASHES)])
+        if records and records[0].target.metric == axis.metric:
+            axes.axhline(records[0].target.value, color=INK, alpha=0.5, linewidth=1, linestyle=(0, (4, 3)), label="target")
+        axes.set_xlabel("training step" if axis.against == "step" else "training time here (s)")
+        axes.set_ylabel(axis.label or axis.metric)
+        if axis.log:
+            axes.set_yscale("log")
+        axes.grid(True, which="major", alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=9)
     return figure
 
 
-def svg(figure: Figure) -> str:
-    """The figure as an SVG element, without XML prologue or date."""
+def _line(axes: Axes, record: Record, axis: Axis, *, colour: str, dash: str) -> None:
+    steps, seconds, values = record.metric(axis.metric)
+    x = steps if axis.against == "step" else seconds
+    if len(values) <= RAW_POINTS:
+        axes.plot(x, values, dash, color=colour, linewidth=1.8, label=record.title)
+        return
+    window = len(values) // 40
+    axes.plot(x, values, color=colour, linewidth=0.6, alpha=0.3)
+    axes.plot(x, trailing_mean(values, window), dash, color=colour, linewidth=1.8, label=record.title)
+
+
+def trailing_mean(values: Sequence[float], window: int) -> list[float]:
+    """Mean of each value and up to `window - 1` before it, over those that are numbers; NaN where none is."""
+    means = []
+    for i in range(len(values)):
+        recent = [v for v in values[max(0, i - window + 1) : i + 1] if math.isfinite(v)]
+        means.append(sum(recent) / len(recent) if recent else math.nan)
+    return means
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
+    settings: Any = dict.fromkeys(names, INK)  # Any: keys are a closed set of literals in the stubs
+    with matplotlib.rc_context({**settings, "font.size": 11, "svg.fonttype": "none", "svg.hashsalt": "heatbath"}):
+        yield
+
+
+def inline_svg(figure: Figure, *, name: str) -> str:
+    """The figure as an `<svg>` element to put into a page.
+
+    Args:
+        figure: to be drawn.
+        name: unique in the page; keeps the identifiers of several figures apart.
+    """
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "heatbath", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    with _style():
+        figure.savefig(
+            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Type": None, "Format": None}
+        )
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
+    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
+    text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    return re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write the figure to a file whose ending names the format."""
-    figure.savefig(path, dpi=110)
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure to a file of its own (.svg, .png, .pdf), dark on white.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with _style():
+        figure.savefig(path, dpi=150, facecolor="white")
+
+
+def curves_csv(records: Sequence[Record], axis: Axis) -> str:
+    """The data of a figure: run, step, seconds, value; long curves are thinned."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["run", "step", "seconds", axis.metric])
+    for record in records:
+        rows = list(zip(*record.metric(axis.metric), strict=True))
+        stride = max(1, len(rows) // CSV_POINTS)
+        for step, seconds, value in rows[::stride]:
+            writer.writerow([record.title, step, f"{seconds:.6g}", f"{value:.7g}"])
+    return buffer.getvalue()
