@@ -1,11 +1,14 @@
-"""The command line: `heatbath demo`, `train`, `machines`, `recipes`.
+"""The command line: `heatbath demo`, `train`, `report`, `machines`, `recipes`.
 
 Everything heavy is imported inside the commands, so `heatbath --help` answers at once. A mistake of the user ends in one
-message on the error stream and exit code 2; a run that diverged in 1; a run that was interrupted in 130.
+message on the error stream and exit code 2 (with its traceback if HEATBATH_TRACEBACK is set); a run that diverged in 1; a run
+that was interrupted in 130.
 """
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -77,12 +80,11 @@ def demo(
             choose(experiment, "kfac", solver="thermodynamic-solve", bits=DEMO_BITS),
         ]
         folder = out or _unused(Path("runs") / "demo")
-        console.print(f"[bold]{experiment.summary}[/]; data: {experiment.source.note}", highlight=False)
+        console.print(f"[bold]{experiment.summary}[/], {len(choices)} times from the same start", highlight=False)
         options = RunOptions(steps=DEMO_STEPS, seed=seed, checkpoint_every=0, max_seconds=DEMO_SECONDS_PER_RUN)
         with _display(console) as (watch, notice):
             records = compare(experiment, choices, options=options, folder=folder, watch=watch, on_interrupt=notice)
-        _present(console, records, folder / "report.html")
-        _finish(records)
+        _present(console, records, folder)
 
 
 @app.command()
@@ -119,13 +121,30 @@ def train(
         if resume and out is None:
             raise ValueError("--resume goes on with the run in a folder: say which with --out")
         folder = out or _unused(Path("runs") / f"{experiment.name}-{choice.label}")
-        options = RunOptions(steps=steps or experiment.steps, seed=seed, device=_device(device), resume=resume)
+        options = RunOptions(
+            steps=experiment.steps if steps is None else steps, seed=seed, device=_device(device), resume=resume
+        )
         files = RunFiles(folder)
         console.print(f"[bold]{experiment.summary}[/] with {choice.title}", highlight=False)
         with _display(console) as (watch, notice):
             record = run(experiment, choice, options=options, files=files, watchers=watch(choice, files), on_interrupt=notice)
-        _present(console, [record], folder / "report.html")
-        _finish([record])
+        _present(console, [record], folder)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Records (.jsonl), or folders that hold some.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+) -> None:
+    """Write one self-contained HTML page about runs of one recipe."""
+    with _mistakes():
+        from heatbath.experiments.comparison import find_records
+        from heatbath.experiments.environment import command
+        from heatbath.experiments.report import write_report
+
+        records = find_records(runs)
+        write_report(records, out, command=command())
+        typer.echo(f"{out}: {len(records)} runs")
 
 
 @app.command()
@@ -157,11 +176,17 @@ def _mistakes() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError) as error:
-        typer.secho(f"heatbath: {error}", err=True, fg="red")
-        raise typer.Exit(WRONG_USE) from error
+        if os.environ.get("HEATBATH_TRACEBACK"):
+            raise
+        _complain(str(error))
+        raise typer.Exit(WRONG_USE) from None
     except KeyboardInterrupt:
-        typer.secho("heatbath: stopped at once; the record holds every row that was written", err=True)
+        _complain("stopped at once; every row that was written to a record is kept")
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _complain(message: str) -> None:
+    typer.secho(f"heatbath: {message}", err=True, fg="red")
 
 
 def _console() -> Console:
@@ -194,37 +219,54 @@ def _device(name: str) -> torch.device:
 @contextmanager
 def _display(console: Console) -> Iterator[tuple[Callable[[Choice, RunFiles], Iterable[Watcher]], Callable[[], None]]]:
     """Live bars, and TensorBoard's files beside them: what makes the watchers of a run, and what tells of a Ctrl-C."""
-    from heatbath.experiments.progress import ProgressBar, progress_on
+    from heatbath.experiments.progress import Display
     from heatbath.experiments.tensorboard import TensorBoardLog
 
-    with progress_on(console) as progress:
+    with Display(console) as display:
 
         def watch(choice: Choice, files: RunFiles) -> Iterable[Watcher]:
-            return [ProgressBar(progress, choice.title), TensorBoardLog(files)]
+            return [display.bar(choice.title), TensorBoardLog(files)]
 
         def notice() -> None:
-            progress.console.print("[yellow]stopping after this step; Ctrl-C again stops at once[/]")
+            display.say("[yellow]stopping after this step; Ctrl-C again stops at once[/]")
 
         yield watch, notice
 
 
-def _present(console: Console, records: list[Record], page: Path) -> None:
-    """The table, the report, and where everything lies."""
+def _present(console: Console, records: list[Record], folder: Path) -> None:
+    """Print the table, write the report, say where everything is, and exit by how the runs ended."""
     from heatbath.experiments.comparison import comparison_table
     from heatbath.experiments.environment import command
     from heatbath.experiments.report import write_report
     from heatbath.experiments.tables import text_table
 
-    head, rows = comparison_table(records)
-    console.print(text_table(head, rows, title=str(records[0].header["experiment"])))
+    page = folder / "report.html"
     write_report(records, page, command=command())
-    console.print(f"records: {page.parent}/*.jsonl\nreport:  {page}", highlight=False, soft_wrap=True)
-
-
-def _finish(records: list[Record]) -> None:
-    """Exit as the runs ended."""
-    ends = {record.ended for record in records}
-    if "interrupted" in ends:
+    console.print(text_table(*comparison_table(records), title=f"target: {records[0].target.describe()}"))
+    console.print(
+        "predicted: the counted work of the run on one NVIDIA H100 and one such machine; here the machine is emulated",
+        style="dim",
+    )
+    for what, where in (
+        ("records", ", ".join(str(record.path) for record in records)),
+        ("report", str(page)),
+        ("curves", f"tensorboard --logdir {folder / 'tensorboard'}"),
+    ):
+        console.print(f"{what}: {where}", highlight=False, soft_wrap=True)
+    if records[-1].ended == "interrupted":
+        resume = f"; to go on: {_resuming(folder)}" if (folder / f"{records[-1].name}.pt").exists() else ""
+        _complain(f"interrupted {records[-1].events[-1]['message']}{resume}")
         raise typer.Exit(INTERRUPTED)
-    if "diverged" in ends:
+    diverged = [f"{record.title}: {record.events[-1]['message']}" for record in records if record.ended == "diverged"]
+    if diverged:
+        _complain("; ".join(diverged))
         raise typer.Exit(DIVERGED)
+
+
+def _resuming(folder: Path) -> str:
+    """The present command line, made to resume."""
+    from heatbath.experiments.environment import command
+
+    line = command()
+    line += "" if "--out" in line else f" --out {shlex.quote(str(folder))}"
+    return line if "--resume" in line else f"{line} --resume"

@@ -52,7 +52,7 @@ def test_estimates_are_symmetric_and_positive_semidefinite(law: type, bits: int 
 
 @pytest.mark.parametrize("law,reads", [(ExactLaw, 4000), (FastLaw, 4000), (FastLaw, 10)])
 def test_independent_reads_have_wishart_errors(law: type, reads: int, generator: torch.Generator) -> None:
-    repeats = 2000 if reads < 100 else 100
+    repeats = 800 if reads < 100 else 100
     matrix, machine = 5 * spd(20, 4.0), Machine(NOISY)
     programmed = machine.program(matrix.expand(repeats, 20, 20), law=law)
     reading = machine.read_covariance(programmed, reads=reads, interval=40 * TAU, burn_in=200 * TAU, generator=generator)

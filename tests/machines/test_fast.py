@@ -45,14 +45,24 @@ def test_stated_error_is_the_distance_to_van_loan(burn_in: float, reads: int | N
         Schedule(300 * TAU, 2000 * TAU, 20),
     ],
 )
-@pytest.mark.parametrize("mismatch", [None, 0.1])
-def test_fast_law_by_z_scores(schedule: Schedule, mismatch: float | None, generator: torch.Generator) -> None:
+@pytest.mark.parametrize("mismatch,begin", [(None, None), (0.1, None), (None, "start"), (0.1, "start"), (0.1, "guess")])
+def test_fast_law_by_z_scores(
+    schedule: Schedule, mismatch: float | None, begin: str | None, generator: torch.Generator
+) -> None:
     spec = MachineSpec(name="noisy", tau=TAU, noise_volts_rms=0.3, capacitance_mismatch=mismatch)
     held, machine = spd(3, 8.0), Machine(spec, serial=5)
     programmed = machine.program(held, schedule=schedule)
     assert programmed.tier == "fast law"
     drive = torch.tensor([1.0, -0.4, 0.25], dtype=torch.float64)
-    reading = machine.run(programmed, drive.expand(READINGS, 3), schedule=schedule, generator=generator)
+    start = torch.tensor([5.0, -3.0, 8.0], dtype=torch.float64)  # far off, so that what is left of it shows
+    units = 1.0 if begin != "guess" else 1 / programmed.scale
+    reading = machine.run(
+        programmed,
+        drive.expand(READINGS, 3),
+        schedule=schedule,
+        generator=generator,
+        **({} if begin is None else {begin: (units * start).expand(READINGS, 3)}),
+    )
     speed = programmed.cells.speed
     mean, covariance = machine_reading(
         (held / programmed.scale).numpy(),
@@ -61,6 +71,7 @@ def test_fast_law_by_z_scores(schedule: Schedule, mismatch: float | None, genera
         burn_in=schedule.burn_in / TAU,
         duration=schedule.duration / TAU,
         reads=schedule.reads,
+        start=None if begin is None else start.numpy(),
         speed=None if speed is None else speed.numpy(),
     )
     volts = torch.cat([reading.mean / reading.scale, reading.end], -1)

@@ -16,7 +16,7 @@ def _spec(**fields) -> MachineSpec:
     return MachineSpec(name="m", tau=TAU, **fields)
 
 
-def _relative_error_of_inverse(condition: float, bits: int, seeds: int = 40) -> tuple[float, float]:
+def _relative_error_of_inverse(condition: float, bits: int, seeds: int = 12) -> tuple[float, float]:
     """Median relative error of the inverse in the spectral norm, and the share of matrices that rounding made indefinite."""
     matrices = spd(64, condition, stack=(seeds,))
     held, scale, _ = hold(matrices, _spec(matrix_bits=bits), 0, None)

@@ -173,19 +173,17 @@ def test_a_gradient_that_is_no_number_changes_nothing_and_is_counted() -> None:
     F.cross_entropy(model(x), y).backward()
     opt.step()
     before = [p.clone() for p in model.parameters()]
-    momentum = model[0].weight.clone()
     opt.zero_grad()
     (F.cross_entropy(model(x), y) * float("nan")).backward()
     opt.step()
     assert opt.report()["skipped_steps"] == 1
-    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
     for _ in range(5):
         opt.zero_grad()
         loss = F.cross_entropy(model(x), y)
         loss.backward()
         opt.step()
     assert torch.isfinite(loss)
-    assert before and momentum is not None
 
 
 def test_a_step_without_gradients_warns_and_changes_nothing() -> None:

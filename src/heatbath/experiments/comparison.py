@@ -18,7 +18,7 @@ from pathlib import Path
 from heatbath.costs import Bill, Digital, h100, price, with_unit
 from heatbath.experiments.experiment import Experiment
 from heatbath.experiments.optimizers import Choice
-from heatbath.experiments.records import Record, RunFiles
+from heatbath.experiments.records import Record, RunFiles, read_record
 from heatbath.experiments.runner import RunOptions, Watcher, run
 from heatbath.machines import MachineSpec, spec_from
 
@@ -77,6 +77,21 @@ def compare(
     return records
 
 
+def find_records(paths: Iterable[Path]) -> list[Record]:
+    """Records from files and from folders (their `*.jsonl`, by name).
+
+    Raises:
+        FileNotFoundError: no such file, or a folder without records.
+    """
+    records = []
+    for path in paths:
+        files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+        if not files:
+            raise FileNotFoundError(f"the folder {path} holds no records (*.jsonl)")
+        records += [read_record(file) for file in files]
+    return records
+
+
 def machines_of(record: Record) -> dict[str, MachineSpec]:
     """The specification of the machine a run used, by the name its jobs carry; from the record alone."""
     text = record.header["choice"].get("machine")
@@ -112,7 +127,7 @@ def summarize(record: Record) -> Summary:
 
 
 def comparison_table(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the table, as text.
+    """Head and rows of the table, as text; `record.target.describe()` belongs beside it.
 
     Raises:
         ValueError: no records, or records with different targets.
@@ -123,11 +138,11 @@ def comparison_table(records: Sequence[Record]) -> tuple[list[str], list[list[st
     target = targets.pop()
     head = [
         "optimizer",
-        f"steps to {target.describe()}",
+        "steps to target",
         f"final {target.metric}",
         "steps",
         "seconds here",
-        "predicted",
+        "predicted seconds",
         "of it analog",
     ]
     return head, [_cells(summarize(record)) for record in records]
@@ -142,7 +157,7 @@ def _cells(summary: Summary) -> list[str]:
         "–" if summary.final is None else f"{summary.final:.4g}",
         f"{summary.steps}" + ("" if summary.ended == "finished" else f" ({summary.ended})"),
         f"{summary.seconds:.2f} s",
-        "–" if bill is None else ("at least " if bill.unstated_seconds else "") + with_unit(bill.seconds, "s"),
+        "–" if bill is None else ("≥ " if bill.unstated_seconds else "") + with_unit(bill.seconds, "s"),
         "–" if not analog else with_unit(analog, "s"),
     ]
 

@@ -87,5 +87,7 @@ def update_work(optimizer: torch.optim.Optimizer) -> Work:
 
 def total_work(optimizer: torch.optim.Optimizer, *, model_step: Work, steps: int) -> Work:
     """Everything `steps` steps asked for: the model's passes, and the optimizer's own count or its update rule."""
+    if steps == 0:
+        return Work()
     own = getattr(optimizer, "work", None)
     return model_step * steps + (own if isinstance(own, Work) else update_work(optimizer) * steps)

@@ -218,8 +218,8 @@ def known(name: str, names: Iterable[str], what: str) -> str:
     if name in names:
         return name
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise ValueError(f"there is no {what} {name!r}{hint} Known: {', '.join(names)}")
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ValueError(f"there is no {what} {name!r}; {hint}known: {', '.join(names)}")
 
 
 def positive(option: str, value: float | None) -> float:

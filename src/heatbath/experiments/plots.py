@@ -21,6 +21,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from heatbath.experiments.experiment import Target
 from heatbath.experiments.records import Record
 
 COLOURS = ("#d55e00", "#2e8fd6", "#12a37a", "#b07ad1", "#c79a00", "#7a8794")
@@ -60,15 +61,23 @@ def curves(records: Sequence[Record], axis: Axis) -> Figure:
         for i, record in enumerate(records):
             _line(axes, record, axis, colour=COLOURS[i % len(COLOURS)], dash=DASHES[i % len(DASHES)])
         if records and records[0].target.metric == axis.metric:
-            axes.axhline(records[0].target.value, color=INK, alpha=0.5, linewidth=1, linestyle=(0, (4, 3)), label="target")
+            _target(axes, records[0].target)
         axes.set_xlabel("training step" if axis.against == "step" else "training time here (s)")
         axes.set_ylabel(axis.label or axis.metric)
         if axis.log:
             axes.set_yscale("log")
-        axes.grid(True, which="major", alpha=0.25)
+        axes.grid(True, which="major", alpha=0.15)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=9)
     return figure
+
+
+def _target(axes: Axes, target: Target) -> None:
+    """Mark the target, and for a share that should approach 1 leave out the far beginning."""
+    axes.axhline(target.value, color=INK, alpha=0.5, linewidth=1, linestyle=(0, (4, 3)), label="target")
+    if target.higher and 0 < target.value < 1:
+        room = 1 - target.value
+        axes.set_ylim(max(axes.get_ylim()[0], 1 - 6 * room), 1 + 0.2 * room)
 
 
 def _line(axes: Axes, record: Record, axis: Axis, *, colour: str, dash: str) -> None:

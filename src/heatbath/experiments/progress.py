@@ -3,40 +3,70 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from heatbath.experiments.records import Row
 
 
-def progress_on(console: Console) -> Progress:
-    """The display that bars of several runs share; use it as a context manager."""
-    return Progress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(compact=True),
-        console=console,
-    )
+class Display:
+    """What the bars of several runs share: the live area, and lines that are said once. Use it as a context manager.
+
+    Args:
+        console: where to draw.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            expand=True,
+        )
+        self._said: set[str] = set()
+
+    def __enter__(self) -> Display:
+        return self  # drawn from the first bar on
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def say(self, line: str) -> None:
+        """Print a line above the bars, unless it was said before."""
+        if line not in self._said:
+            self._said.add(line)
+            self.progress.console.print(line, highlight=False)
+
+    def bar(self, name: str) -> ProgressBar:
+        """The watcher of one more run."""
+        return ProgressBar(self, name)
 
 
 class ProgressBar:
     """A watcher that moves one bar.
 
     Args:
-        progress: the display.
+        display: where.
         name: what to call the run.
     """
 
-    def __init__(self, progress: Progress, name: str) -> None:
-        self.progress, self.name = progress, name
+    def __init__(self, display: Display, name: str) -> None:
+        self.display, self.progress, self.name = display, display.progress, name
         self.task: TaskID | None = None
         self.metric = ""
         self.measured = ""
 
     def start(self, header: Row, step: int) -> None:
-        """Show the bar."""
+        """Say which data are really used, and show the bar."""
+        self.progress.start()
+        data = header["dataset"]
+        self.display.say(
+            f"data: [bold]{data['name']}[/], {data['train']:,} + {data['test']:,} examples, {escape(data['source'])}"
+        )
         self.metric = header["target"]["metric"]
         self.task = self.progress.add_task(self.name, total=header["steps"], completed=step, figures="")
 
@@ -51,7 +81,7 @@ class ProgressBar:
         """Say what happened above the bars, if it is trouble."""
         if event["event"] in ("warning", "diverged", "resumed"):
             colour = {"warning": "yellow", "diverged": "red"}.get(event["event"], "cyan")
-            self.progress.console.print(f"[{colour}]{self.name}: {event['event']}:[/] {event['message']}", highlight=False)
+            self.display.say(f"[{colour}]{self.name}: {event['event']}:[/] {escape(event['message'])}")
 
     def close(self) -> None:
         """Leave the bar as it is."""

@@ -4,7 +4,7 @@
     a row       {"step": k, "loss": ..., "seconds": ...} after the k-th update; `loss` is the mini-batch loss that update was
                 made from, `seconds` the training time so far without measuring. Where metrics were measured the row also has
                 "metrics", "work" (cumulative, `Work.to_json`) and, if the optimizer reports, "optimizer". Row 0 is the start.
-    an event    {"event": "warning" | "resumed" | "interrupted" | "diverged" | "finished", "step": k, "message": ...}
+    an event    {"event": "warning" | "resumed" | "interrupted" | "diverged" | "failed" | "finished", "step": k, "message": ...}
 
 Lines are only ever appended. A run that was killed leaves rows beyond its last checkpoint; resuming adds an event "resumed"
 at step k, after which earlier rows with a step above k no longer count. A torn last line is no row. NaN and infinity, which
@@ -24,7 +24,7 @@ from heatbath.experiments.experiment import Target
 from heatbath.work import Work
 
 FORMAT = 1
-ENDS = ("finished", "interrupted", "diverged")
+ENDS = ("finished", "interrupted", "diverged", "failed")
 
 Row = dict[str, Any]  # Any: JSON values
 
@@ -72,7 +72,9 @@ class RecordWriter:
     def __init__(self, path: Path, header: Mapping[str, Any] | None) -> None:  # Any: JSON values
         self.path = path
         if header is not None and path.exists():
-            raise FileExistsError(f"{path} already holds a run: pass --resume to go on with it, or another --out")
+            raise FileExistsError(
+                f"{path} already holds a run: choose another folder with --out, or go on with it by train --resume"
+            )
         try:
             if header is None:
                 _cut_torn_line(path)
@@ -152,7 +154,7 @@ class Record:
 
     @property
     def ended(self) -> str:
-        """How the run ended: "finished", "interrupted", "diverged", or "running or killed"."""
+        """How the run ended: "finished", "interrupted", "diverged", "failed", or "running or killed"."""
         ends = [e["event"] for e in self.events if e["event"] in (*ENDS, "resumed")]
         return ends[-1] if ends and ends[-1] in ENDS else "running or killed"
 

@@ -69,11 +69,11 @@ def render_report(records: Sequence[Record], *, command: str) -> str:
         f"<p>{escape(header['summary'])}.<br><span class=faint>Data: {escape(data)}. "
         f"{header['parameters']:,} parameters, batches of {header['batch_size']}, seed {header['seed']}.</span></p>",
         _troubles(records),
-        "<h2>Result</h2>",
+        f"<h2>Result: {escape(records[0].target.describe())}</h2>",
         _table(head, rows),
         "<p class=faint>“Seconds here” is training time on this computer, where the analog machine is emulated. “Predicted” "
         "prices the counted work of the whole run: digital kernels on one NVIDIA H100, analog jobs on one machine of the "
-        "run's own specification. What a specification does not state is left out, and the figure then says “at least”.</p>",
+        "run's own specification. What a specification does not state is left out, and the figure is a lower bound (≥).</p>",
         "<h2>Curves</h2>",
         "<div class=figures>",
         *(_figure(records, axis, i) for i, axis in enumerate(_axes(records))),

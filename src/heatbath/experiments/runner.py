@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -110,7 +111,9 @@ def run(
     """
     check_folder(files.folder, needed_bytes=0)
     if not options.resume and files.record.exists():
-        raise FileExistsError(f"{files.record} already holds a run: pass --resume to go on with it, or another --out")
+        raise FileExistsError(
+            f"{files.record} already holds a run: choose another folder with --out, or go on with it by train --resume"
+        )
     checkpoint = load_checkpoint(files.checkpoint) if options.resume else None
     dataset = dataset or experiment.source.load()
     devices = [options.device] if options.device.type == "cuda" else []
@@ -120,6 +123,9 @@ def run(
         try:
             loop.begin(checkpoint)
             loop.go(interrupt)
+        except Exception as error:
+            loop.fail(error)
+            raise
         finally:
             loop.close()
     return read_record(files.record)
@@ -160,6 +166,12 @@ class _Loop:
         self.writer = RecordWriter(self.files.record, None)
         self._tell("start", header, self.training.step)
         self._event("resumed", f"from step {self.training.step} by: {header['command']}")
+
+    def fail(self, error: Exception) -> None:
+        """Leave the reason in the record, if it can still be written."""
+        if self.writer is not None:
+            with suppress(OSError):
+                self._event("failed", f"{type(error).__name__}: {error}")
 
     def close(self) -> None:
         """Close files and watchers, whatever happened."""
@@ -207,7 +219,7 @@ class _Loop:
                     "finished", f"after {self.seconds:.1f} s, the most allowed ({training.step} of {options.steps} steps)"
                 )
             if interrupt.requested:
-                return self._end("interrupted", f"after step {training.step} of {options.steps}; --resume goes on from there")
+                return self._end("interrupted", f"after step {training.step} of {options.steps}")
             began = time.perf_counter()
             loss = training.advance()
             self.seconds += time.perf_counter() - began

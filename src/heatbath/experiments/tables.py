@@ -14,9 +14,9 @@ from heatbath.machines import MachineSpec
 
 def text_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> Table:
     """A table of text; the first column is the name of the row."""
-    table = Table(title=title, title_justify="left", header_style="bold", row_styles=("", "dim"))
+    table = Table(title=title, title_justify="left", title_style="", header_style="bold")
     for i, column in enumerate(head):
-        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i == 0)
     for row in rows:
         table.add_row(*row)
     return table

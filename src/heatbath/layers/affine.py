@@ -38,6 +38,7 @@ class Affine:
         kernel: None for a weight stored output first, `[P·O, I]` up to a reshape; K for one stored input first,
             `[P·I/K, O, K]` up to a reshape (transposed convolutions; embeddings with K = 1).
         one_hot: the inputs are one-hot vectors, so the A factor is diagonal.
+        gradients: the rows' inputs are gradients of examples, as `Block.gradient_inputs` says.
     """
 
     weight: str | None
@@ -45,6 +46,7 @@ class Affine:
     shape: tuple[int, int, int]
     kernel: int | None = None
     one_hot: bool = False
+    gradients: bool = False
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -56,7 +58,7 @@ class Affine:
         """The block this map makes; only where something is trained."""
         places, rows, columns = self.shape
         width = (columns if self.weight else 0) + (1 if self.bias else 0)
-        return Block(self.parameters, places, (rows, width), diagonal_inputs=self.one_hot)
+        return Block(self.parameters, places, (rows, width), diagonal_inputs=self.one_hot, gradient_inputs=self.gradients)
 
     def homogeneous(self, inputs: Tensor) -> Tensor:
         """Rows `[P, B, S, I]` with a 1 appended where there is a bias, and without a where the weight is frozen."""

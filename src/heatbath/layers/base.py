@@ -27,12 +27,15 @@ class Block:
         places: P, how many independent matrices it stacks.
         domain: (O, I), the shape of one of them, homogeneous coordinate included.
         diagonal_inputs: the A factor is diagonal (one-hot inputs), so it is held as a diagonal.
+        gradient_inputs: the rows' inputs are gradients of examples and their outputs a constant 1 (normalization layers), so
+            O = 1 and the A factor alone is the block's Fisher matrix.
     """
 
     parameters: tuple[str, ...]
     places: int
     domain: tuple[int, int]
     diagonal_inputs: bool = False
+    gradient_inputs: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,7 +46,7 @@ class NormRule(AffineRule):
     def maps(self, module: nn.Module) -> tuple[Affine, ...]:
         weight = getattr(module, "weight", None)
         features = 0 if weight is None else weight.numel()
-        return (Affine(trained_name(module, "weight"), trained_name(module, "bias"), (features, 1, 1)),)
+        return (Affine(trained_name(module, "weight"), trained_name(module, "bias"), (features, 1, 1), gradients=True),)
 
     def rows(self, module: nn.Module, call: Call, grad: Tensor) -> tuple[Rows, ...]:
         affines = self.trained(module)

@@ -170,7 +170,7 @@ class ColouredLaw(Law):
     def measure(
         self, excitation: Excitation, clock: Clock, spec: MachineSpec, *, keep_end: bool, generator: torch.Generator | None
     ) -> Measurement:
-        law = clock.moments(self.exact.rates)
+        law = self.exact.moments_at(clock)
         noises: tuple[Tensor | None, Tensor | None] = (None, None)
         if clock.noise > 0:
             root = (

@@ -56,15 +56,6 @@ def autoregressive(
         yield torch.cat(reads, -2)
 
 
-def independent(lift: Tensor, mean: Tensor | None, watch: Watch, generator: torch.Generator | None) -> Iterator[Tensor]:
-    """Independent stationary reads with covariance liftᵀ lift/β about `mean` `[*stack, 1, n]`, in chunks `[*stack, c, n]`."""
-    sigma = math.sqrt(watch.noise)
-    for begin in range(0, watch.reads, CHUNK):
-        shape = (*lift.shape[:-2], min(CHUNK, watch.reads - begin), lift.shape[-1])
-        rows = sigma * (normal(shape, lift, generator) @ lift)
-        yield rows if mean is None else rows + mean
-
-
 def gram_of_reads(
     chunks: Iterator[Tensor], lift: Tensor, reads: int, spec: MachineSpec, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
@@ -102,19 +93,18 @@ def converts_each_read(spec: MachineSpec) -> bool:
     return spec.read_bits is not None or spec.read_noise > 0 or spec.rail is not None
 
 
-def wishart(factor: Tensor, degrees: int, generator: torch.Generator | None) -> Tensor:
-    """(1/k) Σ x xᵀ of k independent x with covariance Rᵀ R, for k ≥ n, by Bartlett's decomposition.
+def wishart_root(like: Tensor, degrees: int, generator: torch.Generator | None) -> Tensor:
+    """Root W `[*stack, n, n]` of a white sample covariance: WᵀW is (1/k) Σ ξ ξᵀ of k ≥ n white ξ, by Bartlett's decomposition.
 
     Args:
-        factor: R, `[*stack, n, n]`.
+        like: of the wanted shape, dtype and device.
         degrees: k.
         generator: source of randomness.
     """
-    n = factor.shape[-1]
-    lower = normal(tuple(factor.shape), factor, generator).tril(-1)
+    n = like.shape[-1]
+    lower = normal(tuple(like.shape), like, generator).tril(-1)
     shapes = (degrees - torch.arange(n, dtype=torch.float64)) / 2
-    device = factor.device if generator is None else generator.device
-    shapes = shapes.expand(*factor.shape[:-2], n).contiguous().to(device)
-    chi = (2 * torch._standard_gamma(shapes, generator=generator)).sqrt().to(factor)
-    rows = (lower + torch.diag_embed(chi)).mT @ factor  # Rᵀ B Bᵀ R is the sum, Bᵀ R its root
-    return rows.mT @ rows / degrees
+    device = like.device if generator is None else generator.device
+    shapes = shapes.expand(*like.shape[:-2], n).contiguous().to(device)
+    chi = (2 * torch._standard_gamma(shapes, generator=generator)).sqrt().to(like)
+    return (lower + torch.diag_embed(chi)).mT / math.sqrt(degrees)

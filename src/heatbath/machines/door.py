@@ -56,6 +56,18 @@ def check_matrix(matrix: Tensor, spec: MachineSpec, *, values: bool = True) -> N
             raise ValueError(f"the matrix is not symmetric: |A − Aᵀ| reaches {worst:.1e} of its largest entry; use (A + Aᵀ)/2")
 
 
+def check_mean(spec: MachineSpec) -> None:
+    """Refuse to drive a machine whose mean is no solution.
+
+    Raises:
+        ValueError: capacitive coupling.
+    """
+    if spec.coupling is not None:
+        raise ValueError(
+            f"machine {spec.name!r} holds the matrix in capacitances, so its mean is no solution; use read_covariance"
+        )
+
+
 def check_drive(programmed: Programmed, drive: Tensor, *, start: Tensor | None, guess: Tensor | None) -> None:
     """Refuse drives, and starts, that do not fit what is programmed.
 

@@ -33,6 +33,8 @@ class ExactLaw(Law):
         modes: U, `[*stack, n, n]`.
         rates: λ ascending, `[*stack, n]`, float64.
         speed: P, `[*stack, n]`, or None.
+        clock: the schedule that will be run, or None.
+        moments: of the modes for that schedule, or None.
         slowest: `[*stack]`.
         spread: `[*stack, n]`.
     """
@@ -40,6 +42,8 @@ class ExactLaw(Law):
     modes: Tensor
     rates: Tensor
     speed: Tensor | None
+    clock: Clock | None
+    moments: Moments | None
     slowest: Tensor
     spread: Tensor
 
@@ -51,18 +55,23 @@ class ExactLaw(Law):
     def of(cls, held: Tensor, cells: Cells, clock: Clock | None) -> Self:
         rates, modes, slowest = decompose(held, cells.speed)
         spread = (modes.square() / rates.to(modes).clamp(min=torch.finfo(modes.dtype).tiny).unsqueeze(-2)).sum(-1)
-        return cls(modes, rates, cells.speed, slowest, spread)
+        moments = None if clock is None else clock.moments(rates)
+        return cls(modes, rates, cells.speed, clock, moments, slowest, spread)
 
     def measure(
         self, excitation: Excitation, clock: Clock, spec: MachineSpec, *, keep_end: bool, generator: torch.Generator | None
     ) -> Measurement:
-        law = clock.moments(self.rates)
+        law = self.moments_at(clock)
         shape = tuple(excitation.drive.shape)
         noises: tuple[Tensor | None, Tensor | None] = (None, None)
         if clock.noise > 0:
             noises = _correlated(law, shape, excitation.drive, keep_end, generator)
         answer = self.answer(excitation, law, noises, keep_end=keep_end, split=spec.rail is not None)
         return measure(answer, self.spread, clock, spec, generator=generator)
+
+    def moments_at(self, clock: Clock) -> Moments:
+        """Moments of the modes, from the store if this is the schedule that was announced."""
+        return self.moments if self.moments is not None and clock == self.clock else clock.moments(self.rates)
 
     def answer(
         self,

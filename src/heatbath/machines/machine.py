@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from heatbath.machines.coloured import ColouredLaw
-from heatbath.machines.door import Derivation, check_drive, check_matrix, check_schedule
+from heatbath.machines.door import Derivation, check_drive, check_matrix, check_mean, check_schedule
 from heatbath.machines.exact import ExactLaw
 from heatbath.machines.fast import FastLaw
 from heatbath.machines.frontend import convert_drive
@@ -160,10 +160,7 @@ class Machine:
             ValueError: a shape or device that does not match, both `start` and `guess`, a schedule shorter than the one the
                 emulation tier was chosen for, or a machine whose mean is no solution.
         """
-        if self.spec.coupling is not None:
-            raise ValueError(
-                f"machine {self.spec.name!r} holds the matrix in capacitances, so its mean is no solution; use read_covariance"
-            )
+        check_mean(self.spec)
         check_drive(programmed, drive, start=start, guess=guess)
         check_schedule(programmed, schedule)
         rows = drive.detach().reshape(*programmed.stack, -1, programmed.size)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from heatbath.machines.converters import normal, quantize, uniform
 from heatbath.machines.imperfections import DRIFT, GAIN, STUCK_ENTRY, defects, mismatch_like
+from heatbath.machines.signals import count
 from heatbath.machines.spec import MachineSpec
 
 
@@ -31,9 +32,11 @@ def hold(matrix: Tensor, spec: MachineSpec, serial: int, generator: torch.Genera
         rank = max(1, round(spec.matrix_percentile / 100 * n * n))
         scale = size.reshape(*stack, n * n).kthvalue(rank, dim=-1).values
     scale = torch.where(scale > 0, scale, 1.0)
-    unit = (matrix + matrix.mT) / (2 * scale[..., None, None])
-    beyond = unit.abs() > 1 + 1e-6
-    held = unit.clamp(-1, 1)
+    held = (matrix + matrix.mT) * (0.5 / scale[..., None, None])
+    clipped = torch.zeros(stack, dtype=torch.int64, device=matrix.device)
+    if spec.matrix_percentile is not None:
+        clipped = count(held.abs() > 1 + 1e-6)
+        held = held.clamp(-1, 1)
     if spec.matrix_bits is not None:
         noise = None
         if spec.stochastic_rounding:
@@ -48,7 +51,7 @@ def hold(matrix: Tensor, spec: MachineSpec, serial: int, generator: torch.Genera
     stuck = defects(held, serial, STUCK_ENTRY, stack, (n, n), spec.stuck_entries)
     if stuck is not None:
         held = held.masked_fill(stuck, 0.0)
-    return held, scale, beyond.sum((-2, -1))
+    return held, scale, clipped
 
 
 def drift(held: Tensor, spec: MachineSpec, serial: int, *, age: float, seconds: float) -> Tensor:

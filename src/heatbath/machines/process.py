@@ -24,9 +24,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from heatbath.operators import tree
+
 RUNAWAY = 30.0  # growth e^30 of an unstable mode stands for anything larger
 
 
+@tree
 @dataclass(frozen=True, eq=False)
 class Moments:
     """First two moments of a reading and of the state after it, for each mode; all `[*stack, n]`.
@@ -57,12 +60,12 @@ def phi(u: Tensor) -> Tensor:
 
 def psi(u: Tensor) -> Tensor:
     """ψ(u) = 2(u−1+e⁻ᵘ)/u², the average of e^{−|s−s'|} over s, s' in [0, u]."""
-    return _series_or(u, [2 * (-1) ** j / math.factorial(j + 2) for j in range(18)], lambda v: 2 * (1 - phi(v)) / v)
+    return _series_or(u, [2 * (-1) ** j / math.factorial(j + 2) for j in range(14)], lambda v: 2 * (1 - phi(v)) / v)
 
 
 def omega(u: Tensor) -> Tensor:
     """ω(u) = (ψ(u)−φ(u)²)/u, the variance of an average that starts from a known state."""
-    coefficients = [(-1) ** (m + 1) * (2**m - 4) / math.factorial(m) for m in range(3, 24)]
+    coefficients = [(-1) ** (m + 1) * (2**m - 4) / math.factorial(m) for m in range(3, 21)]
     return _series_or(u, coefficients, lambda v: (psi(v) - phi(v).square()) / v)
 
 

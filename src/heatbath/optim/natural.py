@@ -167,8 +167,9 @@ class NaturalGradient(torch.optim.Optimizer):
         if predicted:
             scale = self.policy.trust(torch.stack(predicted).sum())
             self._tally.add_step(scale, finite)
-            moves = {id(s): self._momentum(s, torch.where(finite, v * scale, 0.0)) for s, v in zip(ready, natural, strict=True)}
-            self._move(moves)
+            steps = [torch.where(finite, v * scale, 0.0) for v in natural]
+            averaged = {id(s): self._momentum(s, v) for s, v in zip(ready, steps, strict=True)}
+            self._move({key: torch.where(finite, v, 0.0) for key, v in averaged.items()})
         for params, group in zip(self._fallback, self.param_groups, strict=True):
             fallback_step(params, self.state, group, finite)
 
