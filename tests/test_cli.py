@@ -1,62 +1,142 @@
-"""The command line as its user meets it."""
-
 from __future__ import annotations
 
-import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
-from heatbath.cli import app
+from heatbath import cli
+from heatbath.experiments import read_record
 
-
-def run(*words: str) -> tuple[int, str]:
-    result = CliRunner().invoke(app, list(words))
-    return result.exit_code, result.output
+SMALL = ["train", "digits-mlp", "--steps", "12"]
 
 
-def test_lists_name_sources_and_data() -> None:
-    code, text = run("machines")
-    assert code == 0
-    assert "tngd-2024" in text
-    assert "2405.13817" in text
-    code, text = run("recipes")
-    assert code == 0
-    for name in ("digits-mlp", "digits-cnn", "mnist-autoencoder"):
-        assert name in text
+def call(*words: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(word) for word in words])
+
+
+def test_help_needs_neither_torch_nor_anything_that_draws() -> None:
+    heavy = ("torch", "numpy", "matplotlib", "sklearn", "scipy", "pydantic")
+    code = "import sys, heatbath.cli as c; c.app(['--help'], standalone_mode=False); "
+    code += f"print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "demo" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_version_is_that_of_the_package() -> None:
+    from importlib.metadata import version
+
+    assert call("--version").stdout.strip() == f"heatbath {version('heatbath')}"
+
+
+def test_machines_and_recipes_are_listed() -> None:
+    assert "tngd-2024" in call("machines").stdout
+    assert "mnist-autoencoder" in call("recipes").stdout
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("train", "digits-mpl"), "did you mean digits-mlp"),
-        (("train", "digits-mlp", "--solver", "thermodynamic-solve", "--machine", "nowhere.toml"), "nowhere.toml"),
-        (("train", "digits-mlp", "--optimizer", "adamw", "--damping", "0.1"), "has no meaning for adamw"),
-        (("train", "digits-mlp", "--lr", "-1"), "--lr must be a positive number"),
-        (("train", "digits-mlp", "--resume"), "--out"),
+        (["train", "digits-mpl"], "there is no recipe 'digits-mpl'; did you mean digits-mlp"),
+        (["train", "digits-mlp", "--optimizer", "kfca"], "there is no optimizer 'kfca'"),
+        (["train", "digits-mlp", "--steps", "0"], "must be at least 1"),
+        (["train", "digits-mlp", "--resume"], "say which with --out"),
+        (["train", "digits-mlp", "--device", "tpu"], "--device must be cpu, cuda or auto, got 'tpu'"),
+        (["train", "digits-mlp", "--solver", "thermodynamic-solve", "--machine", "none.toml"], "does not exist"),
+        (["report", "nowhere.jsonl"], "there is no record nowhere.jsonl"),
     ],
 )
-def test_mistakes_end_in_one_message(words: tuple[str, ...], message: str) -> None:
-    code, text = run(*words)
-    assert code == 2
-    assert message in text.replace("\n", " ")
-    assert "Traceback" not in text
+def test_a_mistake_is_one_message_and_exit_code_2(words: list[str], message: str) -> None:
+    result = call(*words)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.count("heatbath:") == 1
+
+
+def test_cuda_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = call(*SMALL, "--device", "cuda")
+    assert result.exit_code == 2
+    assert "torch finds no CUDA device here; use --device cpu" in result.stderr
+
+
+def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = call(*SMALL, "--out", tmp_path / "file" / "folder")
+    assert result.exit_code == 2
+    assert "cannot be written" in result.stderr
+
+
+def test_a_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEATBATH_TRACEBACK", "1")
+    assert isinstance(call("train", "digits-mpl").exception, ValueError)
+
+
+def test_default_folders_are_numbered(tmp_path: Path) -> None:
+    assert cli._unused(tmp_path / "demo") == tmp_path / "demo"
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo-2").mkdir()
+    assert cli._unused(tmp_path / "demo") == tmp_path / "demo-3"
 
 
 @pytest.mark.slow
-def test_a_run_is_recorded_reported_and_resumed_bit_equal(tmp_path: Path) -> None:
-    words = ("train", "digits-mlp", "--solver", "thermodynamic-inverse", "--bits", "8")
-    assert run(*words, "--steps", "110", "--out", str(tmp_path / "whole"))[0] == 0
-    assert run(*words, "--steps", "100", "--out", str(tmp_path / "part"))[0] == 0
-    assert run(*words, "--steps", "110", "--out", str(tmp_path / "part"), "--resume")[0] == 0
+def test_train_leaves_record_checkpoint_report_and_tensorboard_and_resumes(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = call(*SMALL, "--out", out, "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    assert {p.name for p in out.iterdir()} == {"run.jsonl", "run.pt", "report.html", "tensorboard"}
+    assert "data: digits" in done.stdout
+    again = call(*SMALL[:-1], "20", "--out", out, "--device", "cpu", "--resume")
+    assert again.exit_code == 0, again.output
+    assert [row["step"] for row in read_record(out / "run.jsonl").rows] == list(range(21))
+    twice = call(*SMALL, "--out", out)
+    assert twice.exit_code == 2
+    assert "already holds a run" in twice.stderr
 
-    def losses(folder: str) -> dict[int, float]:
-        lines = [json.loads(line) for line in (tmp_path / folder / "run.jsonl").read_text().splitlines()]
-        assert lines[0]["dataset"]["name"] == "digits"
-        return {row["step"]: row["loss"] for row in lines if "loss" in row}
 
-    assert losses("whole") == losses("part")
-    page = (tmp_path / "whole" / "report.html").read_text()
-    assert "<svg" in page
-    assert "http://" not in page.replace("http://www.w3.org", "")
+@pytest.mark.slow
+def test_a_run_that_diverges_ends_with_exit_code_1_and_advice(tmp_path: Path) -> None:
+    result = call(*SMALL, "--optimizer", "sgd", "--lr", "1e30", "--out", tmp_path / "run")
+    assert result.exit_code == cli.DIVERGED
+    assert "lower --lr (now 1e+30)" in result.stderr
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_with_exit_code_130_and_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import signal
+
+    from heatbath.experiments.progress import ProgressBar
+
+    original = ProgressBar.row
+
+    def row(self: ProgressBar, row: dict[str, int]) -> None:
+        original(self, row)
+        if row["step"] == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ProgressBar, "row", row)
+    result = call(*SMALL, "--out", tmp_path / "run")
+    assert result.exit_code == cli.INTERRUPTED
+    assert "to go on:" in result.stderr
+    assert "--resume" in result.stderr
+    assert str(tmp_path / "run" / "run.jsonl") in result.stdout.replace("\n", "")
+
+
+@pytest.mark.slow
+def test_the_demo_compares_four_runs_and_leaves_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "DEMO_STEPS", 6)
+    result = call("demo", "--out", tmp_path / "demo")
+    assert result.exit_code == 0, result.output
+    for words in ("AdamW", "K-FAC, Cholesky", "thermodynamic inverse", "thermodynamic solve", "steps to", "predicted"):
+        assert words in result.stdout
+    assert len(list((tmp_path / "demo").glob("*.jsonl"))) == 4
+    assert (tmp_path / "demo" / "report.html").is_file()
+    assert call("report", tmp_path / "demo", "--out", tmp_path / "again.html").exit_code == 0

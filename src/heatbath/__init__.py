@@ -26,16 +26,23 @@ if TYPE_CHECKING:
     from heatbath.optim import KLClip as KLClip
     from heatbath.optim import Policy as Policy
     from heatbath.optim import Unclipped as Unclipped
+    from heatbath.solvers import Averaged as Averaged
+    from heatbath.solvers import Blocked as Blocked
     from heatbath.solvers import Cholesky as Cholesky
+    from heatbath.solvers import ConjugateGradient as ConjugateGradient
+    from heatbath.solvers import Crossbar as Crossbar
     from heatbath.solvers import Eigen as Eigen
     from heatbath.solvers import Factorwise as Factorwise
     from heatbath.solvers import Fluctuations as Fluctuations
     from heatbath.solvers import Guarded as Guarded
+    from heatbath.solvers import NewtonSchulz as NewtonSchulz
     from heatbath.solvers import Outcome as Outcome
+    from heatbath.solvers import Refined as Refined
     from heatbath.solvers import Solution as Solution
     from heatbath.solvers import ThermodynamicInverse as ThermodynamicInverse
     from heatbath.solvers import ThermodynamicSolve as ThermodynamicSolve
     from heatbath.solvers import UnitVectors as UnitVectors
+    from heatbath.solvers import linalg as linalg
     from heatbath.work import Work as Work
 
 __version__ = "0.1.0"
@@ -47,16 +54,23 @@ _ROOMS = {
     "operators": ("Dense", "Diagonal", "Kronecker"),
     "optim": ("KFAC", "ExactDamping", "FactoredDamping", "KLClip", "Policy", "Unclipped"),
     "solvers": (
+        "Averaged",
+        "Blocked",
         "Cholesky",
+        "ConjugateGradient",
+        "Crossbar",
         "Eigen",
         "Factorwise",
         "Fluctuations",
         "Guarded",
+        "NewtonSchulz",
         "Outcome",
+        "Refined",
         "Solution",
         "ThermodynamicInverse",
         "ThermodynamicSolve",
         "UnitVectors",
+        "linalg",
     ),
     "work": ("Work",),
 }

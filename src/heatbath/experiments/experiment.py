@@ -26,12 +26,15 @@ class Hyper:
     Args:
         lr: learning rate.
         damping: of the curvature; None for optimizers without.
+        kl_clip: bound κ on the predicted change of the model in one step, in nats per example, for optimizers with curvature;
+            None: their own default.
         momentum: of the updates; for the Adam family it is β₁.
         weight_decay: decoupled, per unit of learning rate.
     """
 
     lr: float
     damping: float | None = None
+    kl_clip: float | None = None
     momentum: float = 0.9
     weight_decay: float = 0.0
 
@@ -101,7 +104,11 @@ def accuracy(output: Tensor, target: Tensor) -> Tensor:
 
 
 def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy of logits `[B, D]` against values in [0, 1], summed over D and averaged over the batch, in nats."""
+    """Binary cross-entropy of logits `[B, D]` against values in [0, 1], summed over D and averaged over the batch, in nats.
+
+    The sum makes it a negative log-likelihood of an image, which the (empirical) Fisher matrix supposes: with the mean over D,
+    gradients shrink by D but their outer products by D².
+    """
     return F.binary_cross_entropy_with_logits(output, target, reduction="sum") / len(target)
 
 

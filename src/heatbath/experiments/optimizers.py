@@ -16,7 +16,7 @@ from torch import nn
 
 from heatbath.experiments.experiment import Experiment, Hyper
 from heatbath.machines import Machine, MachineSpec, load_machine, machine_toml, with_bits
-from heatbath.optim import KFAC
+from heatbath.optim import KFAC, KLClip, Policy
 from heatbath.solvers import Cholesky, Eigen, Solver, ThermodynamicInverse, ThermodynamicSolve
 
 DEFAULT_MACHINE = "tngd-2024"
@@ -117,6 +117,7 @@ def _kfac(model: nn.Module, choice: Choice, generator: torch.Generator) -> torch
         momentum=h.momentum,
         weight_decay=h.weight_decay,
         solver=solver,
+        policy=Policy() if h.kl_clip is None else Policy(trust=KLClip(h.kl_clip)),
         generator=generator,
     )
 
@@ -185,6 +186,7 @@ def choose(
     hyper = Hyper(
         lr=positive("--lr", default.lr if lr is None else lr),
         damping=None if optimizer not in CURVED else positive("--damping", default.damping if damping is None else damping),
+        kl_clip=default.kl_clip,
         momentum=default.momentum,
         weight_decay=default.weight_decay,
     )

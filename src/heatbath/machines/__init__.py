@@ -1,6 +1,11 @@
 """The emulated thermodynamic computer: describe it, program it, run it, read it."""
 
+from heatbath.machines.autocovariance import LaggedReading as LaggedReading
+from heatbath.machines.autocovariance import read_autocovariance as read_autocovariance
+from heatbath.machines.closed_loop import ClosedLoop as ClosedLoop
+from heatbath.machines.closed_loop import ClosedLoopLaw as ClosedLoopLaw
 from heatbath.machines.coloured import ColouredLaw as ColouredLaw
+from heatbath.machines.correlated import CorrelatedNoise as CorrelatedNoise
 from heatbath.machines.exact import ExactLaw as ExactLaw
 from heatbath.machines.fast import FastLaw as FastLaw
 from heatbath.machines.faulty import Fault as Fault

@@ -1,8 +1,12 @@
 """Symmetric positive semidefinite matrices that know their structure."""
 
 from heatbath.operators.base import Operator as Operator
+from heatbath.operators.block_diagonal import BlockDiagonal as BlockDiagonal
+from heatbath.operators.block_diagonal import join_features as join_features
+from heatbath.operators.block_diagonal import split_features as split_features
 from heatbath.operators.dense import Dense as Dense
 from heatbath.operators.diagonal import Diagonal as Diagonal
+from heatbath.operators.eigen_corrected import EigenCorrected as EigenCorrected
 from heatbath.operators.kronecker import Kronecker as Kronecker
 from heatbath.operators.shifted import Shifted as Shifted
 from heatbath.operators.tree import from_plain as from_plain

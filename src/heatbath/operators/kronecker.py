@@ -56,4 +56,5 @@ class Kronecker(Operator):
         return self.left.trace() * self.right.trace()
 
     def shift(self, amount: Tensor | float) -> Shifted:
-        return Shifted(self, torch.as_tensor(amount).expand(self.stack))
+        like = self.trace()
+        return Shifted(self, torch.as_tensor(amount, dtype=like.dtype, device=like.device).expand(self.stack))

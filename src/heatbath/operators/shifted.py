@@ -45,4 +45,5 @@ class Shifted(Operator):
         return trace + self.size * self.amount.to(trace)
 
     def shift(self, amount: Tensor | float) -> Shifted:
-        return Shifted(self.operator, self.amount + torch.as_tensor(amount).to(self.amount))
+        more = torch.as_tensor(amount, dtype=self.amount.dtype, device=self.amount.device)
+        return Shifted(self.operator, self.amount + more)

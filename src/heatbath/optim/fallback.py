@@ -1,6 +1,7 @@
 """AdamW for the parameters that no curvature rule treats (embeddings of positions, scales, exotic layers).
 
-Decoupled weight decay, Loshchilov & Hutter 2019; the arithmetic is `torch.optim.adamw.adamw` in its foreach form.
+Decoupled weight decay, Loshchilov & Hutter 2019; the arithmetic is `torch.optim.adamw.adamw` in its fused form, which can
+leave out a step on the device.
 """
 
 from __future__ import annotations
@@ -20,23 +21,24 @@ def fallback_step(parameters: Sequence[Tensor], state: dict[Any, Any], group: di
         parameters: the parameters.
         state: the optimizer's per-parameter state.
         group: options: lr, fallback_scale, betas, eps, weight_decay.
-        finite: 0-d bool; where false, gradients count as zero.
+        finite: 0-d bool; where false, nothing changes.
     """
     with_grad = [p for p in parameters if p.grad is not None]
     if not with_grad:
         return
     for p in with_grad:
         if not state[p]:
-            state[p].update(step=torch.zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+            state[p].update(step=torch.zeros((), device=p.device), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
     beta1, beta2 = group["betas"]
     adamw(
         list(with_grad),
-        [torch.where(finite, p.grad, 0.0) for p in with_grad if p.grad is not None],
+        [p.grad for p in with_grad if p.grad is not None],
         [state[p]["exp_avg"] for p in with_grad],
         [state[p]["exp_avg_sq"] for p in with_grad],
         [],
         [state[p]["step"] for p in with_grad],
-        foreach=True,
+        fused=True,
+        found_inf=(~finite).float(),
         amsgrad=False,
         beta1=beta1,
         beta2=beta2,

@@ -167,9 +167,8 @@ class NaturalGradient(torch.optim.Optimizer):
         if predicted:
             scale = self.policy.trust(torch.stack(predicted).sum())
             self._tally.add_step(scale, finite)
-            steps = [torch.where(finite, v * scale, 0.0) for v in natural]
-            averaged = {id(s): self._momentum(s, v) for s, v in zip(ready, steps, strict=True)}
-            self._move({key: torch.where(finite, v, 0.0) for key, v in averaged.items()})
+            moves = {id(s): self._momentum(s, v * scale, finite) for s, v in zip(ready, natural, strict=True)}
+            self._move(moves, finite)
         for params, group in zip(self._fallback, self.param_groups, strict=True):
             fallback_step(params, self.state, group, finite)
 
@@ -187,16 +186,16 @@ class NaturalGradient(torch.optim.Optimizer):
         packed = {key: torch.cat(blocks) if len(blocks) > 1 else blocks[0] for key, blocks in parts.items() if key in active}
         return {key: grad / count if count > 1 else grad for key, grad in packed.items()}
 
-    def _momentum(self, stack: Stack, natural: Tensor) -> Tensor:
-        """The heavy-ball average of a stack's natural gradients, `[L, O, I]`."""
+    def _momentum(self, stack: Stack, natural: Tensor, finite: Tensor) -> Tensor:
+        """The heavy-ball average of a stack's natural gradients, `[L, O, I]`; zero, and nothing averaged, where not finite."""
         momentum = self.param_groups[stack.group]["momentum"]
-        if not momentum:
-            return natural
-        if stack.momentum is None:
-            stack.momentum = torch.zeros_like(natural)
-        return stack.momentum.mul_(momentum).add_(natural)
+        if momentum:
+            old = torch.zeros_like(natural) if stack.momentum is None else stack.momentum
+            natural = old * momentum + natural
+            stack.momentum = torch.where(finite, natural, old)
+        return torch.where(finite, natural, 0.0)
 
-    def _move(self, moves: dict[int, Tensor]) -> None:
+    def _move(self, moves: dict[int, Tensor], finite: Tensor) -> None:
         """Decoupled weight decay, then θ ← θ − lr·m for every treated parameter that has a gradient."""
         changes: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
         for site in self.sites:
@@ -212,7 +211,8 @@ class NaturalGradient(torch.optim.Optimizer):
         for index, (parameters, values) in changes.items():
             group = self.param_groups[index]
             if group["weight_decay"]:
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                decay = torch.where(finite, 1 - group["lr"] * group["weight_decay"], 1.0)
+                torch._foreach_mul_(parameters, decay)
             torch._foreach_add_(parameters, values, alpha=-group["lr"])
 
     # --- what it did, and its state ----------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ def digits_mlp() -> Experiment:
         loss=F.cross_entropy,
         metrics={"test accuracy": accuracy, "test loss": F.cross_entropy},
         target=Target("test accuracy", 0.97),
+        # Chosen on test accuracy, before the split was stratified: defaults that work, no basis for comparisons.
         hyper={  # learning rates: fewest steps to the target over five values each, mean of three seeds
             "sgd": Hyper(lr=0.2),
             "adam": Hyper(lr=1e-2),

@@ -1,13 +1,23 @@
 """Operator and right-hand side to solution."""
 
+from heatbath.solvers import linalg as linalg
+from heatbath.solvers.averaged import Averaged as Averaged
 from heatbath.solvers.base import Outcome as Outcome
 from heatbath.solvers.base import Solution as Solution
 from heatbath.solvers.base import Solver as Solver
 from heatbath.solvers.base import usable as usable
+from heatbath.solvers.blocked import Blocked as Blocked
 from heatbath.solvers.cholesky import Cholesky as Cholesky
+from heatbath.solvers.conjugate_gradient import ConjugateGradient as ConjugateGradient
+from heatbath.solvers.crossbar import Crossbar as Crossbar
 from heatbath.solvers.eigen import Eigen as Eigen
 from heatbath.solvers.factorwise import Factorwise as Factorwise
 from heatbath.solvers.guarded import Guarded as Guarded
+from heatbath.solvers.jacobi import Jacobi as Jacobi
+from heatbath.solvers.newton_schulz import NewtonSchulz as NewtonSchulz
+from heatbath.solvers.products import diagonal_of as diagonal_of
+from heatbath.solvers.products import product_work as product_work
+from heatbath.solvers.refined import Refined as Refined
 from heatbath.solvers.thermodynamic import Fluctuations as Fluctuations
 from heatbath.solvers.thermodynamic import ThermodynamicInverse as ThermodynamicInverse
 from heatbath.solvers.thermodynamic import ThermodynamicSolve as ThermodynamicSolve

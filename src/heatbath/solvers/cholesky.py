@@ -39,6 +39,8 @@ class Cholesky(Solver[Inverse]):
             raise TypeError(f"Cholesky takes Dense or Diagonal, got {type(operator).__name__}; wrap it: Factorwise(Cholesky())")
         matrix = operator.matrix.double() if self.double else operator.matrix
         factor, info = torch.linalg.cholesky_ex(matrix)
+        identity = torch.eye(operator.size, dtype=factor.dtype, device=factor.device)
+        factor = torch.where((info == 0)[..., None, None], factor, identity)  # on the CPU a singular one would raise
         inverse_matrix = torch.cholesky_inverse(factor).to(operator.matrix.dtype)
         code = torch.where(info == 0, Outcome.SOLVED.code, Outcome.INDEFINITE.code).to(torch.int8)
         count = max(operator.stack.numel(), 1)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from heatbath.operators import Dense, Diagonal, Kronecker, Operator, Shifted, tree
+from heatbath.operators import Dense, Diagonal, EigenCorrected, Kronecker, Operator, Shifted, tree
 from heatbath.solvers.base import Outcome, Solution, Solver
 from heatbath.work import Work, eigh, elementwise, matmul
 
@@ -41,7 +41,7 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class Eigen(Solver[Spectrum]):
-    """Solve in the eigenbasis; takes `Dense`, `Diagonal`, `Kronecker` and `Shifted` versions of these.
+    """Solve in the eigenbasis; takes `Dense`, `Diagonal`, `Kronecker` and `Shifted` versions of these, and `EigenCorrected`.
 
     Use it where damping must be exact or the spectrum is wanted. Negative eigenvalues from rounding count as zero.
     """
@@ -55,6 +55,9 @@ class Eigen(Solver[Spectrum]):
             right, values_right, finite_right, work_right = _decompose(inner.right)
             values = values_left.unsqueeze(-1) * values_right.unsqueeze(-2)
             finite, work = finite_left & finite_right, work_left + work_right
+        elif isinstance(inner, EigenCorrected):
+            left, right, values, work = inner.left, inner.right, inner.values, Work()
+            finite = torch.isfinite(values).flatten(-2).all(-1)
         elif isinstance(inner, Dense | Diagonal):
             left = None
             right, values, finite, work = _decompose(inner)

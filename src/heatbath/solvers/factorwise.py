@@ -1,6 +1,6 @@
 """Kronecker products solved side by side: (B ⊗ A)⁻¹ vec(G) = vec(B⁻¹ G A⁻¹), two small problems in place of a large one.
 
-Sides that need no solver (diagonal, or 1 × 1) are divided by digitally.
+Sides that need no solver (diagonal, or 1 × 1) are divided by digitally; block-diagonal sides are stacks of small problems.
 """
 
 from __future__ import annotations
@@ -11,7 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heatbath.operators import Dense, Diagonal, Kronecker, Operator, tree
+from heatbath.operators import (
+    BlockDiagonal,
+    Dense,
+    Diagonal,
+    Kronecker,
+    Operator,
+    Shifted,
+    join_features,
+    split_features,
+    tree,
+)
 from heatbath.solvers.base import Outcome, Solution, Solver, usable
 from heatbath.solvers.inverse import Inverse, apply_inverse, invert_diagonal
 from heatbath.work import Work
@@ -24,6 +34,22 @@ class Sides:
 
     left: Any  # Any: a state of the inner solver, or an Inverse
     right: Any  # Any: the same
+
+
+@tree
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """A prepared block-diagonal side: its blocks as one more dimension of the stack.
+
+    Args:
+        inner: state of the inner solver, stack `[*stack, K]`.
+        sizes: (K, m, n): K blocks of m hold a matrix of size n.
+        outcome: int8 codes `[*stack]`, the worst of the blocks.
+    """
+
+    inner: Any  # Any: a state of the inner solver
+    sizes: tuple[int, int, int]
+    outcome: Tensor
 
 
 @dataclass(frozen=True)
@@ -39,6 +65,8 @@ class Factorwise(Solver[Sides]):
     def prepare(
         self, operator: Operator, *, previous: Sides | None = None, generator: torch.Generator | None = None
     ) -> tuple[Sides, Work]:
+        if isinstance(operator, Shifted):
+            raise TypeError("an exactly damped product has no inverse side by side; use Eigen(), or factored damping")
         if not isinstance(operator, Kronecker):
             raise TypeError(f"Factorwise takes Kronecker operators, got {type(operator).__name__}; use its inner solver")
         left, work_left = self._prepare_side(operator.left, previous.left if previous else None, generator)
@@ -51,6 +79,10 @@ class Factorwise(Solver[Sides]):
             side = Diagonal(side.matrix[..., 0])
         if isinstance(side, Diagonal):
             return invert_diagonal(side)
+        if isinstance(side, BlockDiagonal):
+            inner, work = self.inner.prepare(side.filled(), previous=previous.inner if previous else None, generator=generator)
+            sizes = (*side.blocks.shape[-3:-1], side.length)
+            return Pieces(inner, sizes, _worst(self.inner.outcome(inner))), work
         return self.inner.prepare(side, previous=previous, generator=generator)
 
     def solve(
@@ -71,13 +103,30 @@ class Factorwise(Solver[Sides]):
         """Solve one side for `[*stack, *batch, n]`."""
         if isinstance(state, Inverse):
             return apply_inverse(state, rhs)
+        if isinstance(state, Pieces):
+            count, size, length = state.sizes
+            rows = rhs.reshape(*state.outcome.shape, -1, length)
+            solution = self.inner.solve(state.inner, split_features(rows, count, size), generator=generator)
+            value, outcome = join_features(solution.value, length).reshape(rhs.shape), _worst(solution.outcome)
+            successor = None if solution.state is None else replace(state, inner=solution.state)
+            return replace(solution, value=value, outcome=outcome, residual=None, state=successor)
         return self.inner.solve(state, rhs, generator=generator)
 
     def outcome(self, state: Sides) -> Tensor:
-        left, right = (s.outcome if isinstance(s, Inverse) else self.inner.outcome(s) for s in (state.left, state.right))
+        left, right = (
+            s.outcome if isinstance(s, Inverse | Pieces) else self.inner.outcome(s) for s in (state.left, state.right)
+        )
         return worse(left, right)
 
 
 def worse(a: Tensor, b: Tensor) -> Tensor:
     """The worse of two outcomes, member by member: an unusable one first, then anything but SOLVED."""
     return torch.where(~usable(a) | (usable(b) & (a != Outcome.SOLVED.code)), a, b)
+
+
+def _worst(codes: Tensor) -> Tensor:
+    """The worst outcome over the last dimension."""
+    worst = codes[..., 0]
+    for k in range(1, codes.shape[-1]):
+        worst = worse(worst, codes[..., k])
+    return worst

@@ -109,22 +109,25 @@ class Guarded(Solver[Watched]):
         fell_back = state.outcome == Outcome.FELL_BACK.code
         finite = torch.isfinite(solution.value).flatten(stack).all(-1)
         bad = fell_back | ~finite | ~usable(solution.outcome)
-        residual = None
+        told = finite | ~usable(solution.outcome)
+        residual, failure = solution.residual, torch.where(told, solution.outcome, Outcome.NONFINITE.code)
         if self.residual_tolerance is not None:
             residual = _relative_residual(state.operator, solution.value, rhs)
-            bad = bad | ~(residual <= self.residual_tolerance)
-        value, work, codes = solution.value, solution.work, torch.where(bad, solution.outcome, state.outcome)
+            inaccurate = ~(residual <= self.residual_tolerance)
+            failure = torch.where(inaccurate & usable(failure), Outcome.INACCURATE.code, failure)
+            bad = bad | inaccurate
+        value, work, codes = solution.value, solution.work, torch.where(bad, failure, state.outcome)
         if bool(bad.any()):
             share = float(bad.float().mean())
             fallback, extra = (state.fallback, Work()) if state.fallback is not None else self.fallback.prepare(state.operator)
             digital = self.fallback.solve(fallback, rhs)
             value = torch.where(bad.reshape(*bad.shape, *(1,) * (value.ndim - stack)), digital.value, value)
-            codes = torch.where(bad & usable(digital.outcome), Outcome.FELL_BACK.code, codes).to(torch.int8)
+            codes = torch.where(bad & usable(digital.outcome), Outcome.FELL_BACK.code, codes)
             work = work + (extra + digital.work) * share
         successor = None
         if solution.state is not None:
             successor = Watched(select(finite, solution.state, state.inner), state.operator, state.fallback, state.outcome)
-        return Solution(value, work, codes, residual, solution.notes, successor)
+        return Solution(value, work, codes.to(torch.int8), residual, solution.notes, successor)
 
     def outcome(self, state: Watched) -> Tensor:
         return state.outcome

@@ -24,11 +24,13 @@ class Inverse:
         operator: M⁻¹, as an operator of the same domain.
         outcome: int8 codes `[*stack]`.
         carry: what the next preparation may start from besides the inverse (a machine's voltages, `[*stack, n, n]`), or None.
+        residual: ‖I − XM‖_F/√n of the inverse X `[*stack]` where the solver measured it, else None.
     """
 
     operator: Operator
     outcome: Tensor
     carry: Tensor | None = None
+    residual: Tensor | None = None
 
 
 def invert_diagonal(operator: Diagonal) -> tuple[Inverse, Work]:
@@ -45,4 +47,5 @@ def apply_inverse(state: Inverse, rhs: Tensor) -> Solution:
     stack = max(operator.stack.numel(), 1)
     rows = rhs.numel() // (stack * operator.size)
     kernel = matmul(rows, operator.size, operator.size) if isinstance(operator, Dense) else elementwise(rows * operator.size)
-    return Solution(operator @ rhs, Work.of(kernel, stack), state.outcome)
+    notes = {} if state.residual is None else {"inverse_residual": state.residual}
+    return Solution(operator @ rhs, Work.of(kernel, stack), state.outcome, notes=notes)

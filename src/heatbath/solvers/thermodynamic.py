@@ -4,9 +4,6 @@ With Â programmed and b̂ driven, the cells' mean settles to Â⁻¹b̂ and the
 K-FAC (Donatella et al. 2025, arXiv 2502.08603): *invert* a factor once per refresh (method 1), or keep it programmed and
 *solve* for each right-hand side (method 2).
 
-Before programming, the digital side equilibrates: with D = diag(M)^{−1/2} the machine gets D M D, whose diagonal is 1, and
-M⁻¹ = D (D M D)⁻¹ D. That costs n² operations and uses the converters' range evenly.
-
 A drive is read after a fixed time t, not when converged: a mode λ of Â reaches 1 − e^{−λt/τ} of its answer, so modes slower
 than τ/t are damped, as by a truncated iteration.
 """
@@ -14,36 +11,18 @@ than τ/t are damped, as by a truncated iteration.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from heatbath.machines import Machine, Programmed, Schedule
-from heatbath.operators import Dense, Diagonal, Operator, tree
+from heatbath.machines import Faulty, Machine, Schedule
+from heatbath.operators import Dense, Diagonal, Operator
 from heatbath.solvers.base import Outcome, Solution, Solver
+from heatbath.solvers.held import Held, notes_of, outcome_of, program
 from heatbath.solvers.inverse import Inverse, apply_inverse, invert_diagonal
 from heatbath.work import Work, elementwise
 
 SETTLE_TAUS = 50.0  # where a machine states none: "about 50 τ", Donatella et al. 2024, arXiv 2405.13817
-
-
-@tree
-@dataclass(frozen=True, eq=False)
-class Held:
-    """A programmed machine.
-
-    Args:
-        programmed: what the machine holds.
-        root: D as a vector, `[*stack, n]`.
-        outcome: int8 codes `[*stack]`.
-        voltages: at the end of the last run, `[*stack, *batch, n]`; None if they are not kept.
-    """
-
-    programmed: Programmed
-    root: Tensor
-    outcome: Tensor
-    voltages: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +69,7 @@ class ThermodynamicSolve(Solver[Held]):
         warm_start: start each drive from the voltages of the last one.
     """
 
-    machine: Machine
+    machine: Machine | Faulty
     schedule: Schedule | None = None
     equilibrate: bool = True
     warm_start: bool = False
@@ -99,7 +78,7 @@ class ThermodynamicSolve(Solver[Held]):
         self, operator: Operator, *, previous: Held | None = None, generator: torch.Generator | None = None
     ) -> tuple[Held, Work]:
         schedule = self.schedule or default_schedule(self.machine)
-        held, work = _program(self.machine, operator, schedule, equilibrate=self.equilibrate, generator=generator)
+        held, work = program(self.machine, operator, schedule, equilibrate=self.equilibrate, generator=generator)
         if self.warm_start and previous is not None:
             held = Held(held.programmed, held.root, held.outcome, previous.voltages)
         return held, work
@@ -118,10 +97,10 @@ class ThermodynamicSolve(Solver[Held]):
             keep_end=self.warm_start,
             generator=generator,
         )
-        codes = torch.where(reading.diverged, Outcome.INDEFINITE.code, state.outcome).to(torch.int8)
+        codes = outcome_of(reading, state.outcome)
         digital = Work.of(elementwise(rhs.numel(), 2)) if self.equilibrate else Work()
         successor = Held(state.programmed, state.root, state.outcome, reading.end) if self.warm_start else None
-        return Solution(reading.mean * root, reading.work + digital, codes, notes=_notes(reading), state=successor)
+        return Solution(reading.mean * root, reading.work + digital, codes, notes=notes_of(reading), state=successor)
 
     def outcome(self, state: Held) -> Tensor:
         return state.outcome
@@ -139,7 +118,7 @@ class ThermodynamicInverse(Solver[Inverse]):
         equilibrate: scale to a unit diagonal before programming.
     """
 
-    machine: Machine
+    machine: Machine | Faulty
     readout: UnitVectors | Fluctuations = field(default_factory=UnitVectors)
     equilibrate: bool = True
 
@@ -149,7 +128,7 @@ class ThermodynamicInverse(Solver[Inverse]):
         if isinstance(operator, Diagonal):
             return invert_diagonal(operator)
         if isinstance(self.readout, Fluctuations):
-            held, work = _program(self.machine, operator, None, equilibrate=self.equilibrate, generator=generator)
+            held, work = program(self.machine, operator, None, equilibrate=self.equilibrate, generator=generator)
             reading = self.machine.read_covariance(
                 held.programmed,
                 reads=self.readout.reads,
@@ -157,10 +136,10 @@ class ThermodynamicInverse(Solver[Inverse]):
                 burn_in=self.readout.burn_in,
                 generator=generator,
             )
-            raw, diverged, work, carry = reading.inverse, reading.diverged, work + reading.work, None
+            raw, codes, work, carry = reading.inverse, outcome_of(reading, held.outcome), work + reading.work, None
         else:
             schedule = self.readout.schedule or default_schedule(self.machine)
-            held, work = _program(self.machine, operator, schedule, equilibrate=self.equilibrate, generator=generator)
+            held, work = program(self.machine, operator, schedule, equilibrate=self.equilibrate, generator=generator)
             warm = self.readout.warm_start
             driven = self.machine.run(
                 held.programmed,
@@ -170,9 +149,9 @@ class ThermodynamicInverse(Solver[Inverse]):
                 keep_end=warm,
                 generator=generator,
             )
-            raw, diverged, work, carry = 0.5 * (driven.mean + driven.mean.mT), driven.diverged, work + driven.work, driven.end
+            raw, codes = 0.5 * (driven.mean + driven.mean.mT), outcome_of(driven, held.outcome)
+            work, carry = work + driven.work, driven.end
         inverse = held.root.unsqueeze(-1) * raw * held.root.unsqueeze(-2)
-        codes = torch.where(diverged, Outcome.INDEFINITE.code, held.outcome)
         finite = torch.isfinite(inverse).flatten(-2).all(-1)
         codes = torch.where(finite | (codes != Outcome.SOLVED.code), codes, Outcome.NONFINITE.code).to(torch.int8)
         return Inverse(Dense(inverse), codes, carry), work
@@ -186,34 +165,7 @@ class ThermodynamicInverse(Solver[Inverse]):
         return state.outcome
 
 
-def default_schedule(machine: Machine) -> Schedule:
+def default_schedule(machine: Machine | Faulty) -> Schedule:
     """The machine's stated time to converge, four fifths of it settling and one fifth analog averaging."""
     total = (machine.spec.settle_taus or SETTLE_TAUS) * machine.spec.time_constant
     return Schedule(burn_in=0.8 * total, duration=0.2 * total)
-
-
-def _program(
-    machine: Machine, operator: Operator, schedule: Schedule | None, *, equilibrate: bool, generator: torch.Generator | None
-) -> tuple[Held, Work]:
-    """Equilibrate and program a dense operator.
-
-    Raises:
-        TypeError: another structure than `Dense`.
-    """
-    if not isinstance(operator, Dense):
-        raise TypeError(f"a machine holds Dense operators, got {type(operator).__name__}; wrap the solver: Factorwise(...)")
-    matrix, work = operator.matrix, Work()
-    root = torch.ones_like(matrix[..., 0])
-    if equilibrate:
-        diagonal = matrix.diagonal(dim1=-2, dim2=-1)
-        root = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
-        matrix = root.unsqueeze(-1) * matrix * root.unsqueeze(-2)
-        work = Work.of(elementwise(operator.size**2, 2), max(operator.stack.numel(), 1))
-    programmed = machine.program(matrix, schedule=schedule, check=False, generator=generator)
-    codes = torch.where(programmed.definite, Outcome.SOLVED.code, Outcome.INDEFINITE.code).to(torch.int8)
-    return Held(programmed, root, codes), work + programmed.work
-
-
-def _notes(reading: Any) -> dict[str, Any]:  # Any: a Reading; notes are tensors or strings
-    """What a run reports besides its answer."""
-    return {"tier": reading.tier, "read_clipped": reading.read_clipped, "drive_clipped": reading.drive_clipped}

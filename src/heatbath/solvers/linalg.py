@@ -1,0 +1,182 @@
+"""Linear algebra with any solver or machine, for direct use: `heatbath.linalg`.
+
+Each function takes symmetric positive definite matrices `[*stack, n, n]`, checks them, warns before any work if the machine
+will be of no use, and returns a `Result` with an error estimate, the `Work` and the outcome. Checking costs an
+eigendecomposition on the digital side, which would defeat a real machine's purpose: inner loops use the solvers themselves.
+
+| function | machine's answer | source |
+|---|---|---|
+| `solve` | mean of the driven cells | Aifer et al. 2023, arXiv 2308.05660 |
+| `inv` | the same for unit vectors, or the covariance | the same; Donatella et al. 2025, arXiv 2502.08603 |
+| `logdet` | work along a path of equilibria | the same as `solve` |
+| `lyapunov` | covariance under correlated noise | the same as `solve` |
+| `expm_neg` | covariance with a later moment | Duffield et al. 2023, arXiv 2311.12759 |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from heatbath.machines import Faulty, Machine
+from heatbath.operators import Dense
+from heatbath.solvers.base import Outcome, Solver
+from heatbath.solvers.cholesky import Cholesky
+from heatbath.solvers.determinant import logdet as logdet
+from heatbath.solvers.door import check_cells, check_definite, check_matrix, check_rows, one_of
+from heatbath.solvers.exponential import expm_neg as expm_neg
+from heatbath.solvers.factorwise import worse
+from heatbath.solvers.inverse import Inverse
+from heatbath.solvers.lyapunov import lyapunov as lyapunov
+from heatbath.solvers.prediction import InaccuracyWarning as InaccuracyWarning
+from heatbath.solvers.prediction import Prediction, predict, warn_if_useless
+from heatbath.solvers.products import members, relative_residual
+from heatbath.solvers.result import Result as Result
+from heatbath.solvers.thermodynamic import ThermodynamicInverse, ThermodynamicSolve, UnitVectors, default_schedule
+from heatbath.work import Work, matmul
+
+REMEDY = "raise the damping or the machine's bits, or pass solver=Refined(ThermodynamicSolve(machine))"
+
+
+def solve(
+    matrix: Tensor,
+    rhs: Tensor,
+    *,
+    solver: Solver[Any] | None = None,  # Any: any state
+    machine: Machine | Faulty | None = None,
+    guess: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Result:
+    """Solve M x = b.
+
+    Args:
+        matrix: M, `[*stack, n, n]`, symmetric positive definite, float32 or float64.
+        rhs: b, rows `[*stack, *batch, n]`.
+        solver: how; None: `ThermodynamicSolve(machine)`, or `Cholesky()` without a machine.
+        machine: the machine, instead of a solver.
+        guess: where to start, of the shape of `rhs`.
+        generator: source of randomness.
+
+    Returns:
+        x of the shape of `rhs`; `error` bounds ‖x − M⁻¹b‖ of each member by ‖b − Mx‖/λ_min, measured digitally. Notes: the
+        relative `residual`, the `condition` number, and with a machine the `predicted` relative error.
+
+    Raises:
+        TypeError: what is no tensor, of another dtype, or no machine.
+        ValueError: a matrix that is not square, finite, symmetric and definite, or larger than the machine; right-hand
+            sides that do not fit; both `solver` and `machine`.
+
+    >>> import torch
+    >>> solve(torch.diag(torch.tensor([2.0, 4.0])), torch.tensor([1.0, 1.0])).value
+    tensor([0.5000, 0.2500])
+    """
+    values = _examine(matrix, solver, machine)
+    check_rows(matrix, rhs, "rhs")
+    if guess is not None:
+        check_rows(matrix, guess, "guess")
+        if guess.shape != rhs.shape:
+            raise ValueError(f"guess must have the shape of rhs, {tuple(rhs.shape)}, got {tuple(guess.shape)}")
+    drive = rhs.double().reshape(-1, matrix.shape[-1])
+    notes = _forecast(matrix, values, machine, float((drive.norm(dim=-1) / drive.abs().amax(-1).clamp_min(1e-300)).median()))
+    chosen: Solver[Any] = solver or (Cholesky() if machine is None else ThermodynamicSolve(machine))  # Any: any state
+    operator = Dense(matrix)
+    state, work = chosen.prepare(operator, generator=generator)
+    solution = chosen.solve(state, rhs, guess=guess, generator=generator)
+    residual = rhs - operator @ solution.value
+    stack = len(operator.stack)
+    notes = {**solution.notes, **notes, "residual": relative_residual(residual, rhs, stack)}
+    rows = rhs.numel() // (members(operator) * operator.size)
+    return Result(
+        solution.value,
+        residual.reshape(*operator.stack, -1).norm(dim=-1) / values[..., 0].to(residual),
+        work + solution.work + Work.of(matmul(rows, operator.size, operator.size), members(operator)),
+        worse(chosen.outcome(state), solution.outcome),
+        notes,
+    )
+
+
+def inv(
+    matrix: Tensor,
+    *,
+    solver: Solver[Any] | None = None,  # Any: any state
+    machine: Machine | Faulty | None = None,
+    readout: UnitVectors | Any = None,  # Any: or Fluctuations, see ThermodynamicInverse
+    generator: torch.Generator | None = None,
+) -> Result:
+    """Invert M.
+
+    Args:
+        matrix: M, `[*stack, n, n]`, symmetric positive definite, float32 or float64.
+        solver: how; None: `ThermodynamicInverse(machine, readout)`, or `Cholesky()` without a machine.
+        machine: the machine, instead of a solver.
+        readout: `UnitVectors` (the default) or `Fluctuations`, with a machine.
+        generator: source of randomness.
+
+    Returns:
+        M⁻¹, symmetric; `error` bounds ‖X − M⁻¹‖_F of each member by ‖I − XM‖_F/λ_min, measured digitally. Notes as in `solve`.
+
+    Raises:
+        TypeError, ValueError: as `solve`.
+    """
+    values = _examine(matrix, solver, machine)
+    notes = _forecast(matrix, values, machine, 1.0) if readout is None or isinstance(readout, UnitVectors) else {}
+    if solver is None:
+        solver = Cholesky() if machine is None else ThermodynamicInverse(machine, readout or UnitVectors())
+    operator = Dense(matrix)
+    n = operator.size
+    identity = torch.eye(n, dtype=matrix.dtype, device=matrix.device).expand_as(matrix)
+    state, work = solver.prepare(operator, generator=generator)
+    codes = solver.outcome(state)
+    if isinstance(state, Inverse):
+        value = state.operator.dense()
+    else:
+        solution = solver.solve(state, identity, generator=generator)
+        value, work, codes = solution.value, work + solution.work, worse(codes, solution.outcome)
+        notes = {**solution.notes, **notes}
+    value = 0.5 * (value + value.mT)
+    residual = identity - value @ matrix
+    size = residual.flatten(-2).norm(dim=-1)
+    return Result(
+        value,
+        size / values[..., 0].to(size),
+        work + Work.of(matmul(n, n, n), members(operator)),
+        codes,
+        {**notes, "residual": size / n**0.5, "condition": values[..., -1] / values[..., 0]},
+    )
+
+
+def _examine(matrix: Tensor, solver: object, machine: Machine | Faulty | None) -> Tensor:
+    """Check a matrix; its eigenvalues, ascending, `[*stack, n]` in float64."""
+    one_of(solver, machine)
+    check_matrix(matrix)
+    check_cells(matrix, machine)
+    values = torch.linalg.eigvalsh(matrix.double())
+    check_definite(values)
+    return values
+
+
+def _forecast(matrix: Tensor, values: Tensor, machine: Machine | Faulty | None, drive_norm: float) -> dict[str, Any]:
+    """Notes on what is to be expected; warns where it is useless."""
+    condition = values[..., -1] / values[..., 0]
+    if machine is None:
+        error = condition * torch.finfo(matrix.dtype).eps
+        warn_if_useless(error, condition, f"rounding of {matrix.dtype}", "raise the damping or use float64")
+        return {"condition": condition}
+    root = matrix.double().diagonal(dim1=-2, dim2=-1).rsqrt()
+    balanced = torch.linalg.eigvalsh(root.unsqueeze(-1) * matrix.double() * root.unsqueeze(-2))
+    prediction = predict(machine, balanced.clamp_min(1e-300), default_schedule(machine), drive_norm)
+    warn_if_useless(prediction.total, condition, _causes(prediction, machine), REMEDY)
+    return {"condition": condition, "predicted": prediction.total}
+
+
+def _causes(prediction: Prediction, machine: Machine | Faulty) -> str:
+    """The error budget in words."""
+    worst = int(prediction.total.flatten().nan_to_num(nan=torch.inf).argmax())
+    names = ("rounding", "settling", "noise", "conversion")
+    parts = [(name, float(getattr(prediction, name).flatten()[worst])) for name in names]
+    return f"machine {machine.spec.name!r}: " + ", ".join(f"{name} {value:.1e}" for name, value in parts)
+
+
+__all__ = ["InaccuracyWarning", "Outcome", "Result", "expm_neg", "inv", "logdet", "lyapunov", "solve"]

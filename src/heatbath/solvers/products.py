@@ -1,0 +1,122 @@
+"""What iterative solvers ask of an operator beside its product: the work of one, and its diagonal.
+
+Both are `functools.singledispatch` functions, so that a new operator registers its own rule beside its class's solver code.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from heatbath.operators import BlockDiagonal, Dense, Diagonal, EigenCorrected, Kronecker, Operator, Shifted
+from heatbath.work import Work, elementwise, matmul
+
+
+@functools.singledispatch
+def product_work(operator: Operator, vectors: int) -> Work:
+    """The work of `operator @ x` for `vectors` vectors of each member of the stack.
+
+    An operator that registered no rule is counted as a dense one, an upper bound.
+    """
+    return Work.of(matmul(vectors, operator.size, operator.size), members(operator))
+
+
+@product_work.register
+def _(operator: Diagonal, vectors: int) -> Work:
+    return Work.of(elementwise(vectors * operator.size), members(operator))
+
+
+@product_work.register
+def _(operator: Kronecker, vectors: int) -> Work:
+    left, right = operator.left, operator.right
+    return product_work(right, vectors * left.size) + product_work(left, vectors * right.size)
+
+
+@product_work.register
+def _(operator: Shifted, vectors: int) -> Work:
+    return product_work(operator.operator, vectors) + Work.of(elementwise(vectors * operator.size, 2), members(operator))
+
+
+@product_work.register
+def _(operator: BlockDiagonal, vectors: int) -> Work:
+    count, m = operator.blocks.shape[-3:-1]
+    return Work.of(matmul(vectors, m, m), members(operator) * count)
+
+
+@product_work.register
+def _(operator: EigenCorrected, vectors: int) -> Work:
+    out, inputs = operator.domain
+    once = Work.of(matmul(vectors * inputs, out, out), 2) + Work.of(matmul(vectors * out, inputs, inputs), 2)
+    return (once + Work.of(elementwise(vectors * operator.size))) * members(operator)
+
+
+@functools.singledispatch
+def diagonal_of(operator: Operator) -> Tensor:
+    """The diagonal of each matrix, `[*stack, *domain]`.
+
+    Raises:
+        TypeError: the operator registered no rule.
+    """
+    raise TypeError(
+        f"the diagonal of a {type(operator).__name__} is not known; use preconditioner=None, or register a rule with "
+        "diagonal_of.register"
+    )
+
+
+@diagonal_of.register
+def _(operator: Dense) -> Tensor:
+    return operator.matrix.diagonal(dim1=-2, dim2=-1)
+
+
+@diagonal_of.register
+def _(operator: Diagonal) -> Tensor:
+    return operator.diagonal
+
+
+@diagonal_of.register
+def _(operator: Kronecker) -> Tensor:
+    return diagonal_of(operator.left).unsqueeze(-1) * diagonal_of(operator.right).unsqueeze(-2)
+
+
+@diagonal_of.register
+def _(operator: Shifted) -> Tensor:
+    inner = diagonal_of(operator.operator)
+    return inner + operator.amount.to(inner).reshape(*operator.stack, *(1,) * len(operator.domain))
+
+
+@diagonal_of.register
+def _(operator: BlockDiagonal) -> Tensor:
+    return operator.blocks.diagonal(dim1=-2, dim2=-1).flatten(-2)[..., : operator.length]
+
+
+@diagonal_of.register
+def _(operator: EigenCorrected) -> Tensor:
+    return operator.left.square() @ operator.values @ operator.right.square().mT
+
+
+def members(operator: Operator) -> int:
+    """How many matrices a stack holds."""
+    return max(operator.stack.numel(), 1)
+
+
+def vectors_of(operator: Operator, x: Tensor) -> int:
+    """How many vectors of each member `x` `[*stack, *batch, *domain]` holds."""
+    return x.numel() // (members(operator) * operator.size)
+
+
+def relative_residual(residual: Tensor, rhs: Tensor, stack: int) -> Tensor:
+    """‖r‖/‖b‖ over all right-hand sides of a member, `[*stack]`; 0/0 counts as 0."""
+    error, size = (x.reshape(*x.shape[:stack], -1).norm(dim=-1) for x in (residual, rhs))
+    return error / size.clamp_min(torch.finfo(rhs.dtype).tiny)
+
+
+def finite_members(x: Tensor, stack: int) -> Tensor:
+    """Which members hold finite numbers only, bool `[*stack]`."""
+    return torch.isfinite(x).reshape(*x.shape[:stack], -1).all(-1)
+
+
+def over(weights: Tensor, x: Tensor) -> Tensor:
+    """`weights` `[*lead]` reshaped to multiply or mask `x` `[*lead, …]`."""
+    return weights.reshape(*weights.shape, *(1,) * (x.ndim - weights.ndim))

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from heatbath.costs import h100, price
+from heatbath.experiments import Record, RunFiles, RunOptions, Target
+from heatbath.experiments.comparison import (
+    compare,
+    comparison_table,
+    data_lines,
+    find_records,
+    machines_of,
+    predict,
+    summarize,
+)
+from heatbath.work import Work
+from tests.experiments import tasks
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+    folder = tmp_path_factory.mktemp("runs")
+    choices = [tasks.choice(name) for name in ("adamw", "solve")]
+    return compare(tasks.experiment(), choices, options=RunOptions(steps=20, checkpoint_every=0), folder=folder)
+
+
+def test_each_run_has_a_record_of_its_own_in_one_folder(records: list[Record]) -> None:
+    names = ["adamw.jsonl", "kfac-thermodynamic-solve-tngd-2024-10bit.jsonl"]
+    assert [record.path.name for record in records] == names
+    found = find_records([records[0].path.parent])
+    assert [record.path for record in found] == sorted(record.path for record in records)
+
+
+def test_runs_start_alike(records: list[Record]) -> None:
+    assert records[0].rows[0]["loss"] == records[1].rows[0]["loss"]
+    assert records[0].rows[1]["loss"] == records[1].rows[1]["loss"]
+
+
+def test_the_machine_is_known_from_the_record_alone(records: list[Record]) -> None:
+    assert machines_of(records[0]) == {}
+    assert machines_of(records[1])["tngd-2024"] == tasks.choice("solve").machine
+
+
+def test_a_prediction_prices_the_average_step_times_the_steps(records: list[Record]) -> None:
+    bill = predict(records[1])
+    assert bill is not None
+    work = records[1].work(records[1].rows[-1])
+    expected = price(work * (1 / 20), digital=h100(), machines=machines_of(records[1])) * 20
+    assert bill.seconds == pytest.approx(expected.seconds)
+    # one machine serves its drives one after the other: settling and reading add up over the whole run
+    analog = bill.seconds_by_part["settle"] + bill.seconds_by_part["read"]
+    assert analog == pytest.approx(work.analog_seconds, rel=1e-9)
+
+
+def test_a_run_without_steps_has_no_prediction(records: list[Record]) -> None:
+    started = replace(records[0], rows=records[0].rows[:1])
+    assert predict(started) is None
+    assert predict(replace(records[0], rows=[])) is None
+    assert summarize(replace(records[0], rows=[])).final is None
+
+
+def test_the_table_has_a_row_for_each_run_and_what_the_demo_promises(records: list[Record]) -> None:
+    head, rows = comparison_table(records)
+    assert head[:3] == ["optimizer", "steps to target", "final test accuracy"]
+    assert [row[0] for row in rows] == ["AdamW", "K-FAC, thermodynamic solve (tngd-2024, 10 bits)"]
+    for record, row in zip(records, rows, strict=True):
+        assert len(row) == len(head)
+        reached = record.reached()
+        assert row[1] == ("not reached" if reached is None else str(reached["step"]))
+        assert row[2] == f"{record.rows[-1]['metrics']['test accuracy']:.4g}"
+    assert rows[0][-1] == "–"
+    assert rows[1][-2].startswith("≥")  # this machine states nothing about its converters
+
+
+def test_only_runs_with_one_target_are_compared(records: list[Record]) -> None:
+    other = replace(records[1], header={**records[1].header, "target": vars(Target("test accuracy", 0.1))})
+    with pytest.raises(ValueError, match="only runs with one target can be compared, got 2 targets in 2 records"):
+        comparison_table([records[0], other])
+    with pytest.raises(ValueError, match="got 0 targets in 0 records"):
+        comparison_table([])
+
+
+def test_the_data_really_used_are_said_once(records: list[Record]) -> None:
+    assert data_lines(records) == ["blobs: 96 training and 30 test examples (made here)"]
+
+
+def test_ctrl_c_stops_the_comparison_and_keeps_what_there_is(tmp_path: Path) -> None:
+    class Impatient:
+        def start(self, header: object, step: int) -> None: ...
+
+        def row(self, row: dict[str, int]) -> None:
+            if row["step"] == 4:
+                signal.raise_signal(signal.SIGINT)
+
+        def event(self, event: object) -> None: ...
+
+        def close(self) -> None: ...
+
+    def watch(choice: object, files: RunFiles) -> list[Impatient]:
+        return [Impatient()] if files.name == "adamw" else []
+
+    choices = [tasks.choice("adamw"), tasks.choice("kfac")]
+    options = RunOptions(steps=50, checkpoint_every=0, flush_every=1)
+    runs = compare(tasks.experiment(), choices, options=options, folder=tmp_path, watch=watch)  # type: ignore[arg-type]
+    assert [run.ended for run in runs] == ["interrupted"]
+    assert comparison_table(runs)[1][0][3] == "4 (interrupted)"
+
+
+def test_a_folder_without_records_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds no records \(\*\.jsonl\)"):
+        find_records([tmp_path])
+
+
+def test_work_of_a_record_can_be_priced_again(records: list[Record]) -> None:
+    assert isinstance(records[1].work(records[1].rows[-1]), Work)
+    faster = predict(records[1], copies=8)
+    assert faster is not None
+    assert faster.seconds <= predict(records[1]).seconds  # type: ignore[union-attr]

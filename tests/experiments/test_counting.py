@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from heatbath.experiments.counting import model_work, total_work, update_work
+from heatbath.optim import KFAC
+from heatbath.work import Work
+
+NETWORKS = {
+    "linear": (nn.Linear(6, 3), (20, 6)),
+    "mlp": (nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), (20, 6)),
+    "conv": (nn.Sequential(nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)), (5, 2, 8, 8)),
+}
+
+
+def batch(shape: tuple[int, ...], generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(shape, generator=generator), torch.arange(shape[0]) % 3
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_products_have_as_many_operations_as_torch_counts(name: str, generator: torch.Generator) -> None:
+    model, shape = NETWORKS[name]
+    inputs, labels = batch(shape, generator)
+    work = model_work(model, F.cross_entropy, (inputs, labels))
+    twin = copy.deepcopy(model)
+    with FlopCounterMode(display=False) as counter:
+        F.cross_entropy(twin(inputs), labels).backward()
+    assert sum(k.flops * c for k, c in work.kernels.items() if k.name == "matmul") == counter.get_total_flops()
+
+
+def test_products_of_a_linear_layer_have_its_shapes(generator: torch.Generator) -> None:
+    work = model_work(NETWORKS["linear"][0], F.cross_entropy, batch((20, 6), generator))
+    assert {k.shape: c for k, c in work.kernels.items() if k.name == "matmul"} == {(20, 6, 3): 1, (3, 20, 6): 1}
+
+
+def test_a_grouped_convolution_counts_each_group_by_itself(generator: torch.Generator) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2, bias=False), nn.Flatten())
+    work = model_work(model, F.mse_loss, (torch.randn(5, 4, 8, 8, generator=generator), torch.zeros(5, 216)))
+    one_group = 2 * (5 * 6 * 6) * (2 * 9) * 3  # positions, patch, outputs; torch's own counter takes a group for the whole
+    assert sum(k.flops * c for k, c in work.kernels.items() if k.name == "matmul") == 2 * (2 * one_group)  # forward, weights
+
+
+def test_batched_products_count_once_each(generator: torch.Generator) -> None:
+    class Batched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(7, 4, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.bmm(x, self.weight)
+
+    inputs = torch.randn(7, 5, 4, generator=generator)
+    work = model_work(Batched(), F.mse_loss, (inputs, torch.zeros(7, 5, 3)))
+    assert {k.shape: c for k, c in work.kernels.items() if k.name == "matmul"} == {(5, 4, 3): 7, (4, 5, 3): 7}
+
+
+def test_attention_counts_what_torch_counts(generator: torch.Generator) -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.scaled_dot_product_attention(self.scale * x, x, x)
+
+    inputs = torch.randn(2, 3, 16, 8, generator=generator)
+    work = model_work(Attention(), F.mse_loss, (inputs, torch.zeros(2, 3, 16, 8)))
+    with FlopCounterMode(display=False) as counter:
+        F.mse_loss(Attention()(inputs), torch.zeros(2, 3, 16, 8)).backward()
+    assert sum(k.flops * c for k, c in work.kernels.items() if k.name == "matmul") == counter.get_total_flops()
+
+
+def test_counting_changes_neither_model_nor_gradients_nor_random_state(generator: torch.Generator) -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3))
+    before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    model_work(model, F.cross_entropy, batch((20, 6), generator))
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_an_update_passes_over_every_parameter_once() -> None:
+    model = nn.Linear(6, 3)
+    (kernel,) = update_work(torch.optim.AdamW(model.parameters())).kernels
+    assert (kernel.name, kernel.shape) == ("elementwise", (21,))
+    assert kernel.bytes == 21 * 4 * 7  # parameter, gradient and two averages read; parameter and two averages written
+
+
+def test_total_work_adds_the_optimizers_own_count_or_its_update_rule(generator: torch.Generator) -> None:
+    model = nn.Linear(6, 3)
+    step = model_work(model, F.cross_entropy, batch((20, 6), generator))
+    plain = torch.optim.SGD(model.parameters())
+    assert total_work(plain, model_step=step, steps=4) == step * 4 + update_work(plain) * 4
+    curved = KFAC(model)
+    inputs, labels = batch((20, 6), generator)
+    F.cross_entropy(model(inputs), labels).backward()
+    curved.step()
+    assert total_work(curved, model_step=step, steps=1) == step + curved.work
+    assert total_work(curved, model_step=step, steps=0) == Work()

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from heatbath.experiments import choose
+from heatbath.experiments.optimizers import DIGITAL, OPTIMIZERS, THERMODYNAMIC, build
+from heatbath.machines import load_machine
+from heatbath.optim import KFAC
+from heatbath.solvers import Guarded
+from tests.experiments import tasks
+
+
+def every_choice() -> list[dict[str, str]]:
+    plain = [{"optimizer": name} for name in OPTIMIZERS if name != "kfac"]
+    return [*plain, *({"optimizer": "kfac", "solver": solver} for solver in (*DIGITAL, *THERMODYNAMIC))]
+
+
+@pytest.mark.parametrize("words", every_choice(), ids=lambda words: "-".join(words.values()))
+def test_every_choice_builds_an_optimizer_that_lowers_the_loss(words: dict[str, str], generator: torch.Generator) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+    optimizer = build(choose(tasks.experiment(), **words), model, generator=generator)
+    inputs, labels = tasks.blobs().train.batch(torch.arange(96))
+    losses = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(inputs), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+
+
+def test_open_options_are_filled_in_by_the_recipe_and_given_ones_win() -> None:
+    choice = choose(tasks.experiment(), "kfac")
+    assert (choice.hyper.lr, choice.hyper.damping, choice.solver) == (0.1, 1e-2, "cholesky")
+    given = choose(tasks.experiment(), "kfac", lr=0.3, damping=0.5)
+    assert (given.hyper.lr, given.hyper.damping) == (0.3, 0.5)
+    assert choose(tasks.experiment(), "adam").hyper.lr == 1e-3
+
+
+def test_bits_set_all_converters_of_the_chosen_machine() -> None:
+    machine = choose(tasks.experiment(), "kfac", solver="thermodynamic-solve", bits=6).machine
+    assert machine is not None
+    assert machine.name == "tngd-2024"
+    assert (machine.matrix_bits, machine.drive_bits, machine.read_bits) == (6, 6, 6)
+
+
+def test_without_bits_the_machine_is_as_published() -> None:
+    assert choose(tasks.experiment(), "kfac", solver="thermodynamic-inverse").machine == load_machine("tngd-2024")
+
+
+def test_a_thermodynamic_solver_has_a_digital_one_behind_it(generator: torch.Generator) -> None:
+    choice = choose(tasks.experiment(), "kfac", solver="thermodynamic-solve")
+    optimizer = build(choice, nn.Linear(6, 3), generator=generator)
+    assert isinstance(optimizer, KFAC)
+    assert isinstance(optimizer.solver.inner, Guarded)
+
+
+def test_a_choice_is_recorded_completely() -> None:
+    choice = choose(tasks.experiment(), "kfac", solver="thermodynamic-solve", bits=8)
+    recorded = choice.to_json()
+    assert {"optimizer", "solver", "machine", "lr", "damping", "kl_clip", "momentum", "weight_decay"} == recorded.keys()
+    assert choice.label == "kfac-thermodynamic-solve-tngd-2024-8bit"
+    assert choice.title == "K-FAC, thermodynamic solve (tngd-2024, 8 bits)"
+
+
+def test_advice_names_what_can_be_changed() -> None:
+    choice = choose(tasks.experiment(), "kfac", solver="thermodynamic-solve", bits=8)
+    assert choice.advice() == "lower --lr (now 0.1) or raise --damping (now 0.01) or --bits (now 8)"
+    assert choose(tasks.experiment(), "sgd").advice() == "lower --lr (now 0.1)"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"optimizer": "kfca"}, "there is no optimizer 'kfca'; did you mean kfac"),
+        ({"optimizer": "kfac", "solver": "choleski"}, "there is no solver 'choleski'; did you mean cholesky"),
+        ({"optimizer": "adamw", "solver": "eigen"}, "--solver has no meaning for adamw"),
+        ({"optimizer": "adamw", "damping": 0.1}, "--damping has no meaning for adamw"),
+        ({"optimizer": "kfac", "machine": "ideal"}, "--machine has no meaning without a thermodynamic solver"),
+        ({"optimizer": "kfac", "bits": 8}, "--bits has no meaning without a thermodynamic solver"),
+        ({"optimizer": "kfac", "lr": -1.0}, "--lr must be a positive number, got -1.0"),
+        ({"optimizer": "kfac", "lr": float("nan")}, "--lr must be a positive number, got nan"),
+        ({"optimizer": "kfac", "damping": 0.0}, "--damping must be a positive number, got 0.0"),
+        ({"optimizer": "kfac", "solver": "thermodynamic-solve", "machine": "tngd"}, "did you mean 'tngd-2024'"),
+    ],
+)
+def test_words_that_mean_nothing_are_refused(words: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        choose(tasks.experiment(), **words)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_a_model_without_parameters_is_refused(name: str, generator: torch.Generator) -> None:
+    with pytest.raises(ValueError, match="no trainable parameters: nothing to optimize"):
+        build(choose(tasks.experiment(), name), nn.Tanh(), generator=generator)

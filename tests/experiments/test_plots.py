@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import csv
+import io
+import math
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from heatbath.experiments import Record
+from heatbath.experiments.plots import Axis, curves, curves_csv, inline_svg, save_figure, trailing_mean
+from tests.experiments import tasks
+
+LOSS = Axis("loss", label="training loss", log=True)
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+    return [tasks.train(tmp_path_factory.mktemp(name), name, steps=150, checkpoint_every=0) for name in ("adamw", "kfac")]
+
+
+def test_axes_are_labelled_with_units_and_runs_are_named(records: list[Record]) -> None:
+    figure = curves(records, Axis("test accuracy", against="seconds"))
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "training time here (s)"
+    assert axes.get_ylabel() == "test accuracy"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["AdamW", "K-FAC, Cholesky", "target"]
+
+
+def test_a_line_goes_through_the_recorded_values(records: list[Record]) -> None:
+    (axes,) = curves(records, Axis("test accuracy")).axes
+    steps, _, values = records[0].metric("test accuracy")
+    line = axes.get_lines()[0]
+    assert list(line.get_xdata()) == steps
+    assert list(line.get_ydata()) == values
+
+
+def test_long_curves_are_drawn_raw_and_smoothed(records: list[Record]) -> None:
+    (axes,) = curves(records, LOSS).axes
+    assert len(axes.get_lines()) == 4
+    assert axes.get_yscale() == "log"
+
+
+def test_an_inline_figure_is_one_element_that_takes_the_pages_colour(records: list[Record]) -> None:
+    text = inline_svg(curves(records, LOSS), name="one")
+    root = ElementTree.fromstring(text)
+    assert root.tag.endswith("svg")
+    assert "currentColor" in text
+    assert "width" not in root.attrib
+    assert root.attrib["viewBox"]
+    assert "training loss" in text
+
+
+def test_identifiers_of_two_figures_differ_and_references_stay_inside(records: list[Record]) -> None:
+    identifiers = []
+    for name in ("one", "two"):
+        root = ElementTree.fromstring(inline_svg(curves(records, LOSS), name=name))
+        identifiers.append({element.attrib["id"] for element in root.iter() if "id" in element.attrib})
+        links = [value for e in root.iter() for key, value in e.attrib.items() if key.endswith("href")]
+        assert links
+        assert all(link[1:] in identifiers[-1] for link in links)
+    assert not identifiers[0] & identifiers[1]
+
+
+def test_the_data_of_a_figure_are_the_recorded_ones(records: list[Record]) -> None:
+    rows = list(csv.DictReader(io.StringIO(curves_csv(records, LOSS))))
+    assert {row["run"] for row in rows} == {"AdamW", "K-FAC, Cholesky"}
+    first = [float(row["loss"]) for row in rows if row["run"] == "AdamW"]
+    assert first == pytest.approx(records[0].metric("loss")[2], rel=1e-6)
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_a_figure_can_be_a_file_of_its_own(records: list[Record], tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"figure.{suffix}"
+    save_figure(curves(records, LOSS), path)
+    assert path.read_bytes()[:5] == {"svg": b"<?xml", "png": b"\x89PNG\r"}[suffix]
+
+
+def test_a_trailing_mean_skips_what_is_no_number() -> None:
+    means = trailing_mean([math.nan, 1.0, 3.0, math.inf, 5.0], 2)
+    assert math.isnan(means[0])
+    assert means[1:] == [1.0, 2.0, 3.0, 5.0]

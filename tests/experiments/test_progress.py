@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from heatbath.experiments.progress import Display
+from tests.experiments import tasks
+
+
+def test_the_terminal_shows_the_data_really_used_the_loss_and_the_metric(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=120)
+    with Display(console) as display:
+        record = tasks.train(tmp_path, "adamw", watchers=[display.bar("AdamW")])
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "data: blobs, 96 + 30 examples, made here" in shown
+    assert f"test accuracy {record.rows[-1]['metrics']['test accuracy']:.4g}" in shown
+    assert "20/20" in shown
+
+
+def test_a_line_is_said_once_and_trouble_is_said(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=120)
+    with Display(console) as display:
+        for name in ("one", "two"):
+            bar = display.bar(name)
+            data = {"name": "set", "source": "here [x]", "train": 1, "test": 2}
+            bar.start({"dataset": data, "target": {"metric": "m"}, "steps": 3}, 0)
+        bar.event({"event": "warning", "step": 1, "message": "too hot"})
+        bar.event({"event": "finished", "step": 3, "message": "all done"})
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown.count("here [x]") == 1
+    assert "two: warning: too hot" in shown
+    assert "all done" not in shown

@@ -1,0 +1,149 @@
+"""`heatbath.linalg` against LAPACK: values, error bounds that hold, warnings before work, bills."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+
+import heatbath as hb
+from heatbath.machines import Fault, Faulty, Machine, MachineSpec
+from heatbath.solvers import (
+    Blocked,
+    Cholesky,
+    ConjugateGradient,
+    Fluctuations,
+    Guarded,
+    NewtonSchulz,
+    Outcome,
+    Refined,
+    Solver,
+    ThermodynamicSolve,
+    UnitVectors,
+    linalg,
+)
+from heatbath.work import Work, matmul
+from tests.solvers.truth import fresh, normal, solved, spd
+
+TAU = 1e-6
+ROUGH = Machine(MachineSpec(name="rough", tau=TAU, noise_volts_rms=1e-3, matrix_bits=12, drive_bits=12, read_bits=12))
+
+
+def test_it_is_a_public_name() -> None:
+    assert hb.linalg is linalg
+
+
+@pytest.mark.parametrize("solver", [None, Cholesky(), NewtonSchulz(), ConjugateGradient(), Refined(ThermodynamicSolve(ROUGH))])
+def test_solutions_and_inverses_lie_within_their_error_bound(solver: Solver[Any] | None) -> None:
+    matrix, rhs = spd(2, n=8, condition=30), normal(2, 3, 8)
+    result = linalg.solve(matrix, rhs, solver=solver, generator=fresh(1))
+    inverse = linalg.inv(matrix, solver=solver, generator=fresh(2))
+    for got, want in ((result, solved(matrix, rhs)), (inverse, torch.linalg.inv(matrix))):
+        assert got.value.shape == want.shape
+        assert ((got.value - want).flatten(1).norm(dim=1) <= got.error + 1e-13).all()
+        assert (got.relative_error < 1e-4).all()
+        assert got.solved
+        assert got.messages == ["solved"] * 2
+        torch.testing.assert_close(got.notes["condition"], torch.full((2,), 30.0, dtype=torch.float64))
+    assert torch.equal(inverse.value, inverse.value.mT)
+
+
+def test_error_bound_is_the_residual_over_the_smallest_eigenvalue() -> None:
+    matrix, rhs = spd(2, n=6), normal(2, 3, 6)
+    result = linalg.solve(matrix, rhs, machine=ROUGH, generator=fresh(1))
+    residual = (rhs - result.value @ matrix).flatten(1).norm(dim=1)
+    torch.testing.assert_close(result.error, residual / 0.1, rtol=1e-9, atol=0)
+    torch.testing.assert_close(result.notes["residual"], residual / rhs.flatten(1).norm(dim=1))
+    inverse = linalg.inv(matrix, machine=ROUGH, generator=fresh(1))
+    residual = (torch.eye(6) - inverse.value @ matrix).flatten(1).norm(dim=1)
+    torch.testing.assert_close(inverse.error, residual / 0.1, rtol=1e-9, atol=0)
+    torch.testing.assert_close(inverse.notes["residual"], residual / 6**0.5)
+
+
+def test_machines_err_about_as_predicted() -> None:
+    matrix, rhs = spd(20, n=8, condition=30), normal(20, 3, 8)
+    result = linalg.solve(matrix, rhs, machine=ROUGH, generator=fresh(1))
+    error = (result.value - solved(matrix, rhs)).flatten(1).norm(dim=1) / solved(matrix, rhs).flatten(1).norm(dim=1)
+    ratio = (error / result.notes["predicted"]).square().mean().sqrt().item()
+    assert 0.4 < ratio < 1.5  # the budget knows no eigenvectors
+    assert "tier" in result.notes
+
+
+@pytest.mark.parametrize("readout", [UnitVectors(), Fluctuations(reads=400, interval=50 * TAU, burn_in=500 * TAU)])
+def test_both_read_outs_of_an_inverse_serve(readout: UnitVectors | Fluctuations) -> None:
+    matrix = spd(2, n=4, condition=5)
+    result = linalg.inv(matrix, machine=ROUGH, readout=readout, generator=fresh(1))
+    assert ((result.value - torch.linalg.inv(matrix)).flatten(1).norm(dim=1) <= result.error).all()
+    assert ("predicted" in result.notes) == isinstance(readout, UnitVectors)
+
+
+def test_a_guess_is_passed_on() -> None:
+    matrix, rhs = spd(n=6), normal(2, 6)
+    result = linalg.solve(matrix, rhs, solver=ConjugateGradient(1, 1e-10), guess=solved(matrix, rhs))
+    assert result.notes["steps"].item() == 0
+
+
+def test_a_single_right_hand_side_keeps_its_shape() -> None:
+    assert linalg.solve(spd(n=3).float(), torch.ones(3)).value.shape == (3,)
+
+
+def test_a_small_machine_serves_through_blocks() -> None:
+    few = Machine(MachineSpec(name="few", tau=TAU, cells=3))
+    matrix, rhs = spd(n=8), normal(8)
+    result = linalg.solve(matrix, rhs, solver=Refined(Blocked(ThermodynamicSolve(few), cells=3), sweeps=8))
+    assert result.relative_error.item() < 1e-6
+
+
+def test_failures_are_outcomes_with_messages() -> None:
+    late = Faulty(Machine(MachineSpec(name="late", tau=TAU)), Fault.LATE, every=1)
+    result = linalg.solve(spd(n=3), torch.ones(3, dtype=torch.float64), machine=late)
+    assert not result.solved
+    assert result.messages == [Outcome.LATE.value]
+    watched = linalg.solve(spd(n=3), torch.ones(3, dtype=torch.float64), solver=Guarded(ThermodynamicSolve(late)))
+    assert watched.messages == [Outcome.FELL_BACK.value]
+    assert watched.solved
+
+
+def test_a_hopeless_machine_is_warned_of_before_any_work() -> None:
+    crude = Machine(MachineSpec(name="crude", tau=TAU, matrix_bits=6))
+    calls: list[str] = []
+
+    class Spy(Faulty):
+        def program(self, *args: Any, **options: Any) -> Any:
+            calls.append("program")
+            return super().program(*args, **options)
+
+    spy = Spy(crude, Fault.STALE, rate=0.0)
+    matrix = spd(n=12, condition=1e4)
+    with pytest.warns(linalg.InaccuracyWarning) as caught:
+        linalg.solve(matrix, normal(12), machine=spy, generator=fresh())
+    message = str(caught[0].message)
+    assert message.startswith("condition number 1.0e+04: the predicted relative error is")
+    assert "machine 'crude': rounding" in message
+    assert "pass solver=Refined(ThermodynamicSolve(machine))" in message
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", linalg.InaccuracyWarning)
+        calls.clear()
+        with pytest.raises(linalg.InaccuracyWarning):
+            linalg.solve(matrix, normal(12), machine=spy)
+    assert calls == []
+
+
+def test_a_condition_number_beyond_the_dtype_is_warned_of() -> None:
+    matrix = spd(n=4, condition=3e6).float()
+    with pytest.warns(linalg.InaccuracyWarning, match=r"rounding of torch.float32\); raise the damping or use float64"):
+        linalg.inv(matrix)
+    linalg.inv(matrix.double())
+
+
+def test_work_is_that_of_the_solver_and_of_the_measured_residual() -> None:
+    matrix, rhs = spd(2, n=5), normal(2, 3, 5)
+    state, prepared = Cholesky().prepare(hb.Dense(matrix))
+    solution = Cholesky().solve(state, rhs)
+    assert linalg.solve(matrix, rhs).work == prepared + solution.work + Work.of(matmul(3, 5, 5), 2)
+    assert linalg.inv(matrix).work == prepared + Work.of(matmul(5, 5, 5), 2)
+    machine = linalg.solve(matrix, rhs, machine=ROUGH, generator=fresh()).work
+    assert machine.programmings == 2
+    assert machine.analog_seconds == pytest.approx(2 * 3 * 50 * TAU)
