@@ -1,10 +1,10 @@
-"""The laws of `tests/laws.py`, applied to the tables of `tests/zoo.py`."""
+"""The laws of `tests/laws.py` and `tests/solver_laws.py`, applied to the tables of `tests/zoo.py`."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests import laws
+from tests import laws, solver_laws
 from tests.zoo import LAYERS, MACHINES, OPTIMIZERS, SOLVERS
 
 
@@ -19,67 +19,67 @@ def every(table, keep=lambda row: True):
 @every(SOLVERS)
 @pytest.mark.parametrize("stack,batch", [((), ()), ((2,), ()), ((2,), (3,)), ((), (2, 3)), ((2, 2), (3,))], ids=str)
 def test_solvers_solve(row, stack, batch):
-    laws.solver_solves(row, stack, batch)
+    solver_laws.solver_solves(row, stack, batch)
 
 
 @every(SOLVERS)
 def test_solvers_keep_float32(row):
-    laws.solver_in_float32(row)
+    solver_laws.solver_in_float32(row)
 
 
 @every(SOLVERS)
 def test_a_stack_is_a_loop(row):
-    laws.solver_treats_a_stack_member_by_member(row)
+    solver_laws.solver_treats_a_stack_member_by_member(row)
 
 
 @every(SOLVERS, lambda row: row.linear)
 def test_solving_is_linear(row):
-    laws.solver_is_linear(row)
+    solver_laws.solver_is_linear(row)
 
 
 @every(SOLVERS)
 def test_solvers_repeat_with_their_generator(row):
-    laws.solver_repeats_with_its_generator(row)
+    solver_laws.solver_repeats_with_its_generator(row)
 
 
 @every(SOLVERS)
 def test_solvers_leave_their_inputs_alone(row):
-    laws.solver_leaves_its_inputs_alone(row)
+    solver_laws.solver_leaves_its_inputs_alone(row)
 
 
 @every(SOLVERS)
 def test_solver_states_survive_a_checkpoint(row):
-    laws.solver_state_survives_a_checkpoint(row)
+    solver_laws.solver_state_survives_a_checkpoint(row)
 
 
 @every(SOLVERS)
 def test_solver_states_mix_member_by_member(row):
-    laws.solver_state_can_be_mixed_member_by_member(row)
+    solver_laws.solver_state_can_be_mixed_member_by_member(row)
 
 
 @every(SOLVERS)
 def test_a_previous_state_is_a_start_only(row):
-    laws.solver_takes_a_previous_state_as_a_start_only(row)
+    solver_laws.solver_takes_a_previous_state_as_a_start_only(row)
 
 
 @every(SOLVERS)
 def test_work_follows_from_shapes(row):
-    laws.solver_counts_work_from_shapes_only(row)
+    solver_laws.solver_counts_work_from_shapes_only(row)
 
 
 @every(SOLVERS)
 def test_an_indefinite_member_is_reported(row):
-    laws.solver_reports_an_indefinite_member(row)
+    solver_laws.solver_reports_an_indefinite_member(row)
 
 
 @every(SOLVERS)
 def test_a_member_that_is_not_finite_is_reported(row):
-    laws.solver_reports_a_member_that_is_not_finite(row)
+    solver_laws.solver_reports_a_member_that_is_not_finite(row)
 
 
 @every(MACHINES)
 def test_every_machine_solves_small_systems(row):
-    laws.machine_solves(row)
+    solver_laws.machine_solves(row)
 
 
 # --- optimizers ------------------------------------------------------------------------------------------------------

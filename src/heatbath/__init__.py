@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from heatbath.costs import Bill as Bill
     from heatbath.costs import price as price
+    from heatbath.curvature import Bernoulli as Bernoulli
+    from heatbath.curvature import Categorical as Categorical
+    from heatbath.curvature import EmpiricalFisher as EmpiricalFisher
+    from heatbath.curvature import ExactFisher as ExactFisher
+    from heatbath.curvature import Gaussian as Gaussian
+    from heatbath.curvature import InputOnly as InputOnly
+    from heatbath.curvature import Poisson as Poisson
     from heatbath.curvature import Reduction as Reduction
+    from heatbath.curvature import SampledFisher as SampledFisher
     from heatbath.curvature import Sharing as Sharing
     from heatbath.machines import Machine as Machine
     from heatbath.machines import MachineSpec as MachineSpec
@@ -17,15 +25,22 @@ if TYPE_CHECKING:
     from heatbath.machines import load_machine as load_machine
     from heatbath.machines import presets as presets
     from heatbath.machines import with_bits as with_bits
+    from heatbath.operators import BlockDiagonal as BlockDiagonal
     from heatbath.operators import Dense as Dense
     from heatbath.operators import Diagonal as Diagonal
+    from heatbath.operators import EigenCorrected as EigenCorrected
     from heatbath.operators import Kronecker as Kronecker
     from heatbath.optim import KFAC as KFAC
     from heatbath.optim import ExactDamping as ExactDamping
     from heatbath.optim import FactoredDamping as FactoredDamping
+    from heatbath.optim import InputDamping as InputDamping
     from heatbath.optim import KLClip as KLClip
+    from heatbath.optim import LevenbergMarquardt as LevenbergMarquardt
+    from heatbath.optim import NormClip as NormClip
     from heatbath.optim import Policy as Policy
+    from heatbath.optim import QuadraticModel as QuadraticModel
     from heatbath.optim import Unclipped as Unclipped
+    from heatbath.optim import preconditioned as preconditioned
     from heatbath.solvers import Averaged as Averaged
     from heatbath.solvers import Blocked as Blocked
     from heatbath.solvers import Cholesky as Cholesky
@@ -49,10 +64,33 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "costs": ("Bill", "price"),
-    "curvature": ("Reduction", "Sharing"),
+    "curvature": (
+        "SampledFisher",
+        "Poisson",
+        "InputOnly",
+        "Gaussian",
+        "ExactFisher",
+        "EmpiricalFisher",
+        "Categorical",
+        "Bernoulli",
+        "Reduction",
+        "Sharing",
+    ),
     "machines": ("Machine", "MachineSpec", "Schedule", "load_machine", "presets", "with_bits"),
-    "operators": ("Dense", "Diagonal", "Kronecker"),
-    "optim": ("KFAC", "ExactDamping", "FactoredDamping", "KLClip", "Policy", "Unclipped"),
+    "operators": ("EigenCorrected", "BlockDiagonal", "Dense", "Diagonal", "Kronecker"),
+    "optim": (
+        "preconditioned",
+        "QuadraticModel",
+        "NormClip",
+        "LevenbergMarquardt",
+        "InputDamping",
+        "KFAC",
+        "ExactDamping",
+        "FactoredDamping",
+        "KLClip",
+        "Policy",
+        "Unclipped",
+    ),
     "solvers": (
         "Averaged",
         "Blocked",

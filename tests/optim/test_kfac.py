@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heatbath.curvature import FactorSums, Reduction
-from heatbath.layers import Rows
+from heatbath.curvature import FactorSums, Form, Reduction
+from heatbath.layers import Block, Rows
 from heatbath.machines import Machine, Schedule, load_machine, with_bits
 from heatbath.operators import Dense, Kronecker
 from heatbath.optim import KFAC, ExactDamping, FactoredDamping, Policy, Unclipped
@@ -69,11 +69,12 @@ def test_factors_equal_the_exact_gauss_newton_block_of_one_linear_layer() -> Non
     x = torch.randn(10, 3, generator=g, dtype=torch.float64)
     weight = torch.randn(2, 3, generator=g, dtype=torch.float64)
     hessian = torch.func.hessian(lambda w: F.mse_loss(x @ w.T, torch.zeros(10, 2, dtype=torch.float64)))(weight).reshape(6, 6)
-    sums = FactorSums.zeros(1, (2, 3), diagonal_inputs=False, dtype=torch.float64, device=torch.device("cpu"))
+    sums = FactorSums([1], Form(Block(("weight",), 1, (2, 3)), torch.float64, torch.device("cpu")))
+    left, _ = sums.hold()
     for c in range(2):  # column c of the square root of the output Hessian (2/C) I, divided by D as backward does
         g_rows = torch.zeros(1, 10, 1, 2, dtype=torch.float64)
         g_rows[..., c] = 1.0 / 10
-        sums.left += torch.einsum("pbso,pbsq->poq", g_rows, g_rows)
+        left += torch.einsum("pbso,pbsq->poq", g_rows, g_rows)
     sums.add(0, Rows(x[None, :, None, :], torch.zeros(1, 10, 1, 2, dtype=torch.float64)), pass_number=1)
     factors, seen = sums.collect(Reduction.EXAMPLES)
     assert seen == [True]

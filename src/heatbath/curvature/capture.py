@@ -4,78 +4,39 @@ A forward hook on each treated module notes what it was called with and hangs a 
 arrives there, the layer's rule turns both into rows and hands them to a sink. The hook sits on the output tensor, not on the
 module, so a first layer whose inputs need no gradient works (a full-backward hook would warn and miss it).
 
+How many terms the loss has is read from the model's first output whose gradient arrives, or from its inputs.
+
+A gradient counts only if the pass that brings it also computes the gradient of the site's parameters: `loss.backward()`
+does, the `autograd.grad(u, x)` of a physics-informed loss does not.
+
 `Capture` is a plain object that the optimizer holds: `torch.compile` skips hooks that are bound methods of an
-`Optimizer`, and hooks registered after the first compiled call. So hooks are registered once and switched by flags.
+`Optimizer`, and hooks registered after the first compiled call. So hooks are registered once and switched by flags. A copy of
+the model copies its capture without the sink, so copies (averages of weights, say) are watched by nobody.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
-from heatbath.layers import Block, Call, LayerRule, Rows, rule_for
+from heatbath.curvature import compiled
+from heatbath.curvature.compiled import shape_of
+from heatbath.curvature.sites import Site
+from heatbath.layers import Call, RandomState, Rows
 
-Sink = Callable[["Site", int, tuple[Rows, ...]], None]
-
-
-@dataclass(frozen=True, eq=False)
-class Site:
-    """A module whose curvature is captured.
-
-    Args:
-        name: qualified name in the model.
-        module: the module.
-        rule: how it becomes outer products.
-        blocks: its matrices, fixed when the site was found.
-    """
-
-    name: str
-    module: nn.Module
-    rule: LayerRule
-    blocks: tuple[Block, ...]
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """The module's parameters that its blocks treat, by their names within the module."""
-        return {name: self.module.get_parameter(name) for block in self.blocks for name in block.parameters}
-
-
-def find_sites(
-    model: nn.Module, rules: Sequence[LayerRule], skip: Callable[[str, nn.Module], bool] | None = None
-) -> list[Site]:
-    """The modules of a model that have a rule, outermost first.
-
-    A module inside a treated module is not treated again (attention owns its output projection), and parameters that two
-    modules share are treated by the first.
-
-    Args:
-        model: the model.
-        rules: rules to try, first match wins.
-        skip: `skip(name, module)` is true for modules to leave to the fallback.
-    """
-    sites: list[Site] = []
-    taken: set[int] = set()
-    owners: list[str] = []
-    for name, module in model.named_modules():
-        if any(name.startswith(f"{owner}.") or owner == "" for owner in owners):
-            continue
-        rule = rule_for(module, rules)
-        if rule is None or (skip is not None and skip(name, module)):
-            continue
-        site = Site(name, module, rule, rule.blocks(module))
-        identities = {id(p) for p in site.parameters().values()}
-        if not site.blocks or identities & taken:
-            continue
-        taken |= identities
-        owners.append(name)
-        sites.append(site)
-    return sites
+Sink = Callable[[Site, int, tuple[Rows, ...]], None]
+Shape = tuple[int, int]  # examples, positions
+_tokens = count()
 
 
 @dataclass(eq=False)
@@ -86,25 +47,54 @@ class Capture:
         model: the model; its own forward calls delimit passes, so that a module used twice within one pass (tied or reused
             weights) is told apart from two micro-batches.
         sites: from `find_sites`.
-        sink: called as `sink(site, pass_number, rows)` during the backward pass.
         enabled: whether forward passes are watched; switch it off where no factors are due.
-        recording: whether gradients that arrive are delivered.
+        listening: whether ordinary backward passes are delivered; `pull_back` delivers others.
+        counting: whether terms of the loss are counted even where `enabled` is off.
+        terms: examples and positions of each forward pass that a training backward pass came back to.
+        pull: number of the present pull through one forward pass, from 0.
     """
 
     model: nn.Module
     sites: Sequence[Site]
-    sink: Sink
     enabled: bool = True
-    recording: bool = True
+    listening: bool = True
+    counting: bool = False
     passes: int = 0
-    batches: list[int] = field(default_factory=list)
+    terms: dict[int, Shape] = field(default_factory=dict)
+    pull: int = 0
+    token: int = -1
+    _pulling: bool = False
+    _sink: weakref.WeakMethod[Any] | None = None  # Any: a Sink
+    _shapes: dict[int, Shape] = field(default_factory=dict)
+    _random: dict[int, RandomState] = field(default_factory=dict)
+    _leaves: dict[int, list[Any]] = field(default_factory=dict)  # Any: nodes of the autograd graph
     _handles: list[RemovableHandle] = field(default_factory=list)
 
-    def attach(self) -> None:
-        """Register the hooks; call it before the model is compiled."""
+    def attach(self, sink: Sink) -> None:
+        """Register the hooks; call it before the model is compiled.
+
+        Args:
+            sink: a bound method, called as `sink(site, pass_number, rows)` during backward passes, and held weakly: when its
+                owner is gone the hooks do nothing.
+        """
+        self.detach()
+        self.connect(sink)
         self._handles.append(self.model.register_forward_pre_hook(partial(_note_pass, self), with_kwargs=True))
-        for site in self.sites:
-            self._handles.append(site.module.register_forward_hook(partial(_note_call, self, site), with_kwargs=True))
+        self._handles.append(self.model.register_forward_hook(partial(_note_outputs, self)))
+        for index, site in enumerate(self.sites):
+            place = torch.tensor(index)  # a tensor, so that blocks compiled one by one share their code
+            for module in (site.module, *site.twins):
+                if site.rule.draws(module):
+                    self._handles.append(module.register_forward_pre_hook(partial(_note_random, self)))
+                note = partial(_note_call, self, site, place)
+                self._handles.append(module.register_forward_hook(note, with_kwargs=True))
+
+    def connect(self, sink: Sink) -> None:
+        """Deliver to `sink` from now on, through hooks that are already there (in a copy of the model)."""
+        self.token = next(_tokens)
+        compiled.register(self.token, self)
+        self._sink = weakref.WeakMethod(sink)
+        self._leaves = {id(site): [get_gradient_edge(p).node for p in site.held.values()] for site in self.sites}
 
     def detach(self) -> None:
         """Remove the hooks."""
@@ -112,30 +102,136 @@ class Capture:
             handle.remove()
         self._handles.clear()
 
+    def pull_back(self, outputs: Tensor, vectors: Iterable[Tensor], parameters: Sequence[Tensor]) -> None:
+        """Deliver the gradients that each of some vectors at observed outputs brings, without touching `.grad`.
 
-def _note_pass(capture: Capture, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Count the model's forward passes and note their batch sizes."""
-    if not torch.is_grad_enabled():
-        return
-    capture.passes += 1
-    tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim > 0]
-    capture.batches.append(tensors[0].shape[0] if tensors else 1)
+        Args:
+            outputs: of the model, with their graph.
+            vectors: shaped like the outputs.
+            parameters: a small parameter of each site, so that the pass goes as far as its output.
+        """
+        wanted = [p for p in parameters if p.requires_grad]
+        if not wanted or not outputs.requires_grad:
+            return
+        self._pulling = True
+        try:
+            for self.pull, vector in enumerate(vectors):
+                torch.autograd.grad(outputs, wanted, vector.to(outputs.dtype), retain_graph=True, allow_unused=True)
+        finally:
+            self._pulling, self.pull = False, 0
+
+    def begin(self, shape: Shape | None) -> None:
+        """Note a forward pass whose first input has so many examples and positions."""
+        self.passes += 1
+        if shape is not None:
+            self._shapes[self.passes] = shape
+
+    def arrive(self, pass_number: int, shape: Shape, _: Any = None) -> None:  # Any: the gradient
+        """Note that a gradient came to the output of a pass with so many examples and positions."""
+        if not self._pulling and any(self._trains(site) for site in self.sites):
+            self.terms[pass_number] = shape
+
+    def forget(self) -> None:
+        """Drop what was counted."""
+        self.terms.clear()
+        self._shapes.clear()
+
+    @torch.no_grad()
+    def deliver(self, site: Site, module: nn.Module, call: Call, pass_number: int, grad: Any) -> None:  # Any: one or several
+        """Turn a call and its output gradients into rows."""
+        sink = None if self._sink is None else self._sink()
+        if sink is None or not (self._pulling or (self.listening and self._trains(site))):
+            return
+        if not self._pulling and pass_number not in self.terms and pass_number in self._shapes:
+            self.terms[pass_number] = self._shapes[pass_number]
+        sink(site, pass_number, site.rule.rows(module, call, _detached(grad)))
+
+    def _trains(self, site: Site) -> bool:
+        """Whether the backward pass that runs now computes the gradient of a site's parameters."""
+        for node in self._leaves[id(site)]:
+            try:
+                if torch._C._will_engine_execute_node(node):
+                    return True
+            except RuntimeError:  # autograd.grad was asked for this very parameter
+                return True
+        return False
+
+    def __getstate__(self) -> dict[str, Any]:  # Any: attributes
+        return {**self.__dict__, "_sink": None, "_leaves": {}, "_random": {}, "enabled": False, "token": -1}
 
 
-def _detached(value: Any) -> Any:  # Any: modules take what they like
-    """The same values without their graph, so that a hook never keeps a graph alive."""
-    return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, value)
+def _note_pass(capture: Capture, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # Any: modules'
+    """Count the model's forward passes and note what they were called with."""
+    if not ((capture.enabled or capture.counting) and torch.is_grad_enabled()):
+        return None
+    if torch.compiler.is_compiling():
+        return compiled.begin(args, kwargs, capture.token)
+    first = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim > 0), None)
+    capture.begin(None if first is None else shape_of(first))
+    return None
+
+
+def _note_outputs(capture: Capture, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # Any: as above
+    """Hang a hook on the model's first output that has a batch and a gradient; a bare loss stands for its inputs."""
+    if not ((capture.enabled or capture.counting) and torch.is_grad_enabled()):
+        return None
+    if torch.compiler.is_compiling() and isinstance(output, Tensor):
+        return compiled.arrive(output, capture.token)
+    _hang_count(capture, output)
+    return None
+
+
+@torch.compiler.disable
+def _hang_count(capture: Capture, output: Any) -> None:  # Any: as above
+    """The eager way."""
+    pass_number = capture.passes
+    for x in _tensors(output):
+        if x.ndim > 0 and x.requires_grad:
+            x.register_hook(partial(capture.arrive, pass_number, shape_of(x)))
+            return
+    if pass_number in capture._shapes:
+        capture.terms[pass_number] = capture._shapes[pass_number]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:  # Any: as above
+    """The tensors in nested sequences and mappings, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _tensors(inner)
+    elif isinstance(value, tuple | list):
+        for inner in value:
+            yield from _tensors(inner)
+
+
+def _note_random(capture: Capture, module: nn.Module, args: tuple[Any, ...]) -> None:  # Any: as above
+    """Keep the random state before a call that draws, for its repetition."""
+    if capture.enabled and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        capture._random[id(module)] = RandomState.now(next(module.parameters()).device)
 
 
 def _note_call(
-    capture: Capture, site: Site, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-) -> None:
+    capture: Capture, site: Site, place: Tensor, module: nn.Module, args: Any, kwargs: Any, output: Any
+) -> Any:  # Any: modules take and return what they like
     """Hang a hook on the output of a watched call. The call keeps no output: that would be a cycle, and memory."""
     if not (capture.enabled and torch.is_grad_enabled()):
+        return None
+    if torch.compiler.is_compiling() and compiled.can_watch(args, kwargs, output):
+        return compiled.watch(output, args, place, capture.token)
+    _hang(capture, site, module, args, kwargs, output)
+    return None
+
+
+@torch.compiler.disable
+def _hang(capture: Capture, site: Site, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:  # Any: as above
+    """The eager way."""
+    if not _is_as_found(site):
         return
     target = site.rule.outputs(module, output)
-    call = Call(_detached(args), _detached(kwargs), None, module.training)
-    deliver = partial(_deliver, capture, site, call, capture.passes)
+    random = capture._random.pop(id(module), None)
+    call = Call(_detached(args), _detached(kwargs), None, module.training, random)
+    deliver = partial(capture.deliver, site, module, call, capture.passes)
     if isinstance(target, Tensor):
         if target.requires_grad:
             target.register_hook(deliver)
@@ -143,8 +239,19 @@ def _note_call(
         torch.autograd.graph.register_multi_grad_hook(target, deliver)
 
 
-@torch.no_grad()
-def _deliver(capture: Capture, site: Site, call: Call, pass_number: int, grad: Any) -> None:  # Any: one gradient or several
-    """Turn a call and its output gradients into rows."""
-    if capture.recording:
-        capture.sink(site, pass_number, site.rule.rows(site.module, call, _detached(grad)))
+def _is_as_found(site: Site) -> bool:
+    """Whether a site still trains what it did when it was found; false if it is frozen by now or computes for others."""
+    if not site.is_itself():
+        return False
+    trained = [p.requires_grad for p in site.parameters().values()]
+    if any(trained) and (not all(trained) or site.rule.blocks(site.module) != site.blocks):
+        raise ValueError(
+            f"{site.name or 'the model'} trains other parameters than when the optimizer was built: "
+            "call opt.refresh_layout() after freezing or unfreezing parameters"
+        )
+    return all(trained)
+
+
+def _detached(value: Any) -> Any:  # Any: modules take what they like
+    """The same values without their graph, so that a hook never keeps a graph alive."""
+    return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, value)

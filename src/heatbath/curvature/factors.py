@@ -9,45 +9,44 @@ which is *expand* of Eschenhagen et al. 2023 (arXiv 2311.00636), and for positio
 Martens 2016 (arXiv 1602.01407). *Reduce* averages a and sums g over an example's positions first; T is then the number of
 examples. Since D and T count everything seen since the last collection, k micro-batches equal one batch, and duplicating
 every example changes nothing: damping means the same at every batch size.
+
+Vectors at observed outputs (`heatbath.curvature.fisher`) bring γ itself, in one or more pulls; only the first adds to A.
+Where rows a are gradients of examples themselves (normalization layers), B = 1 and A is scaled as B is elsewhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from heatbath.layers import OneHot, Rows
-from heatbath.operators import Dense, Diagonal, Kronecker, Operator
-
-
-class Reduction(Enum):
-    """How the loss joins its terms; the value says it in words."""
-
-    EXAMPLES = "mean over the examples of a batch, positions summed within an example"
-    ROWS = "mean over examples and positions, as cross-entropy over all tokens of a batch"
-    SUM = "sum over the examples of a batch"
-
-
-class Sharing(Enum):
-    """How positions that share weights enter the factors; the value says it in words."""
-
-    EXPAND = "each position is an example of its own"
-    REDUCE = "positions are averaged (inputs) and summed (gradients) first, exact if the model mean-pools them"
+from heatbath.curvature.reduction import Reduction, Sharing
+from heatbath.curvature.squares import SquareSums
+from heatbath.layers import Block, OneHot, Rows
+from heatbath.operators import BlockDiagonal, Dense, Diagonal, Kronecker, Operator, split_features
+from heatbath.work import Work, matmul
 
 
 @dataclass(eq=False)
 class Counts:
-    """What went into one place of a stack since the last collection: host numbers, from shapes."""
+    """What went into one block since the last collection: host numbers, from shapes.
+
+    Args:
+        rows: T of each of its places, where none is filled up.
+        positions: the same with positions that a rule already summed.
+        examples: by the model's forward pass.
+        empty: for each place, rows that only filled up the shape; () if none did.
+    """
 
     rows: int = 0
     positions: int = 0
     examples: dict[int, int] = field(default_factory=dict)
+    empty: tuple[int, ...] = ()
 
-    def add(self, pass_number: int, batch: int, positions: int, summed: int = 1) -> None:
+    def add(self, pass_number: int, batch: int, positions: int, *, summed: int = 1, empty: tuple[int, ...] = ()) -> None:
         """Count one call. Further calls within one pass are positions, not examples.
 
         Args:
@@ -55,74 +54,215 @@ class Counts:
             batch: examples.
             positions: rows per example.
             summed: positions that the rule already summed into each row.
+            empty: for each place, rows that only fill up the shape; () if none do.
         """
         self.rows += batch * positions
-        self.positions += batch * positions * summed
+        self.positions += (batch * positions - min(empty, default=0)) * summed
         self.examples[pass_number] = max(self.examples.get(pass_number, 0), batch)
+        if empty:
+            self.empty = tuple(map(sum, zip(self.empty, empty, strict=True))) if self.empty else empty
 
-    def terms(self, reduction: Reduction) -> int:
+    def terms(self, reduction: Reduction | None) -> int:
         """D, the number of loss terms."""
         return self.positions if reduction is Reduction.ROWS else sum(self.examples.values())
+
+    def filled(self, places: int) -> list[int]:
+        """T of each place."""
+        return [self.rows - empty for empty in self.empty] if self.empty else [self.rows] * places
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the factors of a stack of blocks are held.
+
+    Args:
+        block: what every place of the stack is.
+        dtype: of the sums, at least float32.
+        device: of the sums.
+        inputs_only: leave the output side out.
+        max_dim: the largest factor held in full; larger ones are cut into diagonal blocks. None: no limit.
+    """
+
+    block: Block
+    dtype: torch.dtype
+    device: torch.device
+    inputs_only: bool = False
+    max_dim: int | None = None
+
+    @property
+    def has_left(self) -> bool:
+        """Whether gradients enter the output side; where not, B = I."""
+        return not (self.block.gradient_inputs or self.inputs_only)
+
+    def zeros(self, length: int, size: int) -> Tensor:
+        """Empty sums `[L, n, n]`, or `[L, K, m, m]` where n is above the limit."""
+        if self.max_dim is None or size <= self.max_dim:
+            return torch.zeros(length, size, size, dtype=self.dtype, device=self.device)
+        count = -(-size // self.max_dim)
+        piece = -(-size // count)
+        return torch.zeros(length, count, piece, piece, dtype=self.dtype, device=self.device)
 
 
 @dataclass(eq=False)
 class FactorSums:
-    """Running sums Σ g gᵀ and Σ a aᵀ for a stack of L blocks of one shape.
+    """Running sums Σ g gᵀ and Σ a aᵀ for a stack of L places of one shape, held from the first row to the next collection.
 
     Args:
-        left: Σ g gᵀ, `[L, O, O]`.
-        right: Σ a aᵀ, `[L, I, I]`, or Σ a² `[L, I]` for one-hot inputs.
-        counts: for each of the L places.
+        spans: how many places each block takes, in order; they add up to L.
+        form: how they are held.
+        left: Σ g gᵀ, `[L, O, O]` or blocks `[L, K, m, m]`; None while empty.
+        right: Σ a aᵀ, `[L, I, I]` or blocks, or Σ a² `[L, I]` for one-hot inputs; None while empty.
+        counts: for each block.
+        squares: second moments along given axes, where they are wanted.
     """
 
-    left: Tensor
-    right: Tensor
-    counts: list[Counts]
+    spans: Sequence[int]
+    form: Form
+    left: Tensor | None = None
+    right: Tensor | None = None
+    counts: list[Counts] = field(default_factory=list)
+    squares: SquareSums | None = None
+    filled: bool = False
 
-    @staticmethod
-    def zeros(
-        length: int, domain: tuple[int, int], *, diagonal_inputs: bool, dtype: torch.dtype, device: torch.device
-    ) -> FactorSums:
-        """Empty sums for a stack of `length` blocks of shape `domain` = (O, I)."""
-        out, inputs = domain
-        right = (length, inputs) if diagonal_inputs else (length, inputs, inputs)
-        return FactorSums(
-            torch.zeros(length, out, out, dtype=dtype, device=device),
-            torch.zeros(right, dtype=dtype, device=device),
-            [Counts() for _ in range(length)],
-        )
+    def __post_init__(self) -> None:
+        self._starts = [0, *accumulate(self.spans)]
+        self.counts = [Counts() for _ in self.spans]
 
-    def add(self, start: int, rows: Rows, *, pass_number: int, sharing: Sharing = Sharing.EXPAND) -> None:
-        """Add the rows of one block to places `start … start + P - 1`, in place."""
+    @property
+    def length(self) -> int:
+        """L."""
+        return self._starts[-1]
+
+    def add(self, block: int, rows: Rows, *, pass_number: int, sharing: Sharing = Sharing.EXPAND, again: bool = False) -> Work:
+        """Add the rows of one block, in place.
+
+        Args:
+            block: which.
+            rows: from the layer's rule.
+            pass_number: the model's forward pass.
+            sharing: how shared positions enter.
+            again: a further pull through the same forward pass, whose inputs were added before.
+
+        Returns:
+            The products.
+        """
+        left, right = self.hold()
+        span = slice(self._starts[block], self._starts[block + 1])
+        work = Work() if self.squares is None else self.squares.add(span, rows)
         if sharing is Sharing.REDUCE:
             rows = _reduced(rows)
         places, batch, positions, _ = rows.outputs.shape
-        g = rows.outputs.reshape(places, batch * positions, -1).to(self.left.dtype)
-        self.left[start : start + places].baddbmm_(g.mT, g)
+        if self.form.has_left:
+            work = work + _add_outer(left[span], rows.outputs.reshape(places, batch * positions, -1))
+        if again and not self.form.block.gradient_inputs:
+            return work
         if isinstance(rows.inputs, OneHot):
-            _add_counts(self.right[start : start + places], rows.inputs)
+            _add_counts(right[span], rows.inputs)
         else:
-            a = rows.inputs.reshape(places, batch * positions, -1).to(self.right.dtype)
-            self.right[start : start + places].baddbmm_(a.mT, a)
-        for place in range(start, start + places):
-            self.counts[place].add(pass_number, batch, positions, rows.summed)
+            work = work + _add_outer(right[span], rows.inputs.reshape(places, batch * positions, -1))
+        self.counts[block].add(pass_number, batch, positions, summed=rows.summed, empty=tuple(rows.empty))
+        self.filled = True
+        return work
 
-    def collect(self, reduction: Reduction) -> tuple[Kronecker, list[bool]]:
+    def collect(
+        self, reduction: Reduction | None, *, terms: Tensor | int | None = None, scale: Tensor | None = None
+    ) -> tuple[Kronecker, list[bool]]:
         """Scale the sums to factors and start over.
 
+        Args:
+            reduction: how the loss joins its terms, for rows of the ordinary backward pass; None: a mean over examples.
+            terms: D, a number for rows of the ordinary backward pass (None: counted from the rows themselves), a 0-d tensor for
+                rows of observed outputs.
+            scale: what the loss was multiplied by before the backward pass (loss scaling), 0-d; None: 1.
+
         Returns:
-            The factors of this batch, a `Kronecker` with stack `[L]`, and which places saw anything; the others hold zeros.
+            The factors of this batch, a `Kronecker` with stack `[L]`, and which blocks saw anything; the others hold zeros.
         """
-        terms = [c.terms(reduction) for c in self.counts]
-        seen = [t > 0 for t in terms]
-        grad_scale = [(1.0 / t if reduction is Reduction.SUM else float(t)) if t else 0.0 for t in terms]
-        _scale(self.left, grad_scale)
-        _scale(self.right, [1.0 / c.rows if c.rows else 0.0 for c in self.counts])
-        right: Operator = Diagonal(self.right) if self.right.ndim == 2 else Dense(self.right)
-        factors = Kronecker(Dense(self.left), right)
-        self.left, self.right = torch.zeros_like(self.left), torch.zeros_like(self.right)
-        self.counts = [Counts() for _ in self.counts]
+        left, right = self.hold()
+        seen = [c.rows > 0 for c in self.counts]
+        for tensor in self.of_gradients(squares=False):
+            self._normalize(tensor, reduction, terms, scale)
+        if not self.form.block.gradient_inputs:
+            rows = [t for c, span in zip(self.counts, self.spans, strict=True) for t in c.filled(span)]
+            _scale_members(right, [1.0 / t if t else 0.0 for t in rows])
+        out, inputs = self.form.block.domain
+        factors = Kronecker(_side(left, out), _side(right, inputs))
+        self.left = self.right = None
+        self.drop()
         return factors, seen
+
+    def collect_squares(
+        self, reduction: Reduction | None, *, terms: Tensor | int | None, scale: Tensor | None
+    ) -> Tensor | None:
+        """Second moments of this batch `[L, O, I]`, or None where they are not wanted; to be called before `collect`."""
+        if self.squares is not None:
+            self._normalize(self.squares.total, reduction, terms, scale)
+        return None if self.squares is None else self.squares.total
+
+    def of_gradients(self, *, squares: bool = True) -> list[Tensor]:
+        """Those of the sums that are quadratic in gradients."""
+        left, right = self.hold()
+        found = [left] if self.form.has_left else []
+        found += [right] if self.form.block.gradient_inputs else []
+        return found if self.squares is None or not squares else [*found, self.squares.total]
+
+    def scale_terms(self, tensor: Tensor, factors: Sequence[float]) -> None:
+        """Multiply the places of each block by the block's own number, in place."""
+        _scale_members(tensor, [f for factor, span in zip(factors, self.spans, strict=True) for f in [factor] * span])
+
+    def terms(self, reduction: Reduction | None, known: int | None = None) -> list[int]:
+        """D of each block that saw anything, 0 of the others; counted from its rows where it is not known."""
+        return [0 if not c.rows else c.terms(reduction) if known is None else known for c in self.counts]
+
+    def _normalize(self, tensor: Tensor, reduction: Reduction | None, terms: Tensor | int | None, scale: Tensor | None) -> None:
+        """Scale what is quadratic in gradients."""
+        if isinstance(terms, Tensor):
+            tensor.mul_(terms.to(tensor).reciprocal())
+        else:
+            counted = self.terms(reduction, terms)
+            summed = reduction is Reduction.SUM
+            self.scale_terms(tensor, [(1.0 / t if summed else float(t)) if t else 0.0 for t in counted])
+        if scale is not None:
+            tensor.mul_(scale.to(tensor).square().reciprocal())
+
+    def drop(self) -> None:
+        """Forget what was added since the last collection."""
+        if self.filled:
+            self.left = self.right = None
+            self.counts = [Counts() for _ in self.counts]
+            self.squares = None if self.squares is None else SquareSums.zeros(self.squares.basis)
+            self.filled = False
+
+    def hold(self) -> tuple[Tensor, Tensor]:
+        """Left and right sums, made now where there are none yet."""
+        if self.left is None or self.right is None:
+            out, inputs = self.form.block.domain
+            self.left = self.form.zeros(self.length, out) if self.form.has_left else self._vectors(out) + 1
+            diagonal = self.form.block.diagonal_inputs
+            self.right = self._vectors(inputs) if diagonal else self.form.zeros(self.length, inputs)
+        return self.left, self.right
+
+    def _vectors(self, size: int) -> Tensor:
+        """Zeros `[L, n]`."""
+        return torch.zeros(self.length, size, dtype=self.form.dtype, device=self.form.device)
+
+
+def _side(total: Tensor, size: int) -> Operator:
+    """Scaled sums as an operator."""
+    if total.ndim == 2:
+        return Diagonal(total)
+    return Dense(total) if total.ndim == 3 else BlockDiagonal(total, size)
+
+
+def _add_outer(total: Tensor, rows: Tensor) -> Work:
+    """Add Σ x xᵀ of rows x `[P, T, n]` to `[P, n, n]`, or its diagonal blocks to `[P, K, m, m]`."""
+    x = rows.to(total.dtype)
+    if total.ndim == 3:
+        total.baddbmm_(x.mT, x)
+        return Work.of(matmul(x.shape[2], x.shape[1], x.shape[2]), x.shape[0])
+    x = split_features(x, total.shape[1], total.shape[2]).flatten(0, 1)
+    total.flatten(0, 1).baddbmm_(x.mT, x)
+    return Work.of(matmul(x.shape[2], x.shape[1], x.shape[2]), x.shape[0])
 
 
 def _reduced(rows: Rows) -> Rows:
@@ -139,9 +279,10 @@ def _add_counts(total: Tensor, rows: OneHot) -> None:
     total.scatter_add_(1, indices.clamp_min(0), (indices >= 0).to(total.dtype))
 
 
-def _scale(stack: Tensor, factors: Sequence[float]) -> None:
+def _scale_members(stack: Tensor, factors: Sequence[float]) -> None:
     """Multiply each member of a stack by its own host number, in place."""
     if len(set(factors)) == 1:
         stack.mul_(factors[0])
     else:
-        torch._foreach_mul_(list(stack.unbind(0)), list(factors))
+        shape = (-1,) + (1,) * (stack.ndim - 1)
+        stack.mul_(torch.tensor(factors, dtype=stack.dtype).to(stack.device, non_blocking=True).view(shape))

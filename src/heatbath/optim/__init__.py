@@ -3,9 +3,15 @@
 from heatbath.optim.coverage import Coverage as Coverage
 from heatbath.optim.damping import ExactDamping as ExactDamping
 from heatbath.optim.damping import FactoredDamping as FactoredDamping
+from heatbath.optim.damping import InputDamping as InputDamping
+from heatbath.optim.damping import LevenbergMarquardt as LevenbergMarquardt
 from heatbath.optim.kfac import KFAC as KFAC
 from heatbath.optim.natural import NaturalGradient as NaturalGradient
 from heatbath.optim.policy import Policy as Policy
+from heatbath.optim.precondition import Preconditioner as Preconditioner
+from heatbath.optim.precondition import preconditioned as preconditioned
+from heatbath.optim.quadratic import QuadraticModel as QuadraticModel
 from heatbath.optim.schedule import Interval as Interval
 from heatbath.optim.trust import KLClip as KLClip
+from heatbath.optim.trust import NormClip as NormClip
 from heatbath.optim.trust import Unclipped as Unclipped

@@ -2,64 +2,123 @@
 
 `torch.optim.Optimizer.load_state_dict` casts floating state to the parameters' dtype, which would turn float32 factors of bf16
 weights into bf16; so curvature travels beside it, in a form that `torch.load(weights_only=True)` reads.
+
+`torch.distributed.checkpoint` loads into the nested dicts and lists of a fresh optimizer, key by key. So everything whose form
+depends on the past (counters, tallies) is one text in JSON, and the rest has the same keys from the first step on.
 """
 
 from __future__ import annotations
 
+import json
+from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from heatbath.curvature import SquareSums
 from heatbath.operators import from_plain, map_tensors, to_plain
+from heatbath.optim.corrected import correct
+from heatbath.optim.fallback import start_state
+from heatbath.solvers import Solver
 
 if TYPE_CHECKING:
     from heatbath.optim.natural import NaturalGradient
     from heatbath.optim.stacks import Stack
 
+OWN = (  # attributes that make up an optimizer, beside torch's own; all others are found from these
+    *("model", "solver", "damping", "policy", "generator", "layout", "capture"),
+    *("steps", "_last_factors", "_last_refresh", "_tally", "_warned", "_built"),
+)
+
 
 def save(optimizer: NaturalGradient) -> dict[str, Any]:  # Any: plain Python and tensors
     """Counters, stacks, tally and random state."""
     generator = optimizer.generator
-    return {
+    past = {
         "layout": layout(optimizer),
+        "solver": recipe(optimizer.solver),
         "steps": optimizer.steps,
         "last_factors": optimizer._last_factors,
         "last_refresh": optimizer._last_refresh,
+        "ready": sorted(optimizer.layout.ready),
+        "ages": [stack.ages for stack in optimizer.stacks],
+        "square_ages": [stack.square_ages for stack in optimizer.stacks],
+        "tally": _texts(optimizer._tally.to_plain()),
+    }
+    return {
+        "past": json.dumps(past),
         "stacks": [_save_stack(stack) for stack in optimizer.stacks],
-        "tally": optimizer._tally.to_plain(),
         "generator": None if generator is None else generator.get_state(),
     }
 
 
 def restore(optimizer: NaturalGradient, plain: dict[str, Any]) -> None:  # Any: plain Python and tensors
     """Put a saved state into an optimizer of the same layout."""
-    optimizer.steps = plain["steps"]
-    optimizer._last_factors, optimizer._last_refresh = plain["last_factors"], plain["last_refresh"]
-    for stack, saved in zip(optimizer.stacks, plain["stacks"], strict=True):
+    past = json.loads(plain["past"])
+    optimizer.steps = past["steps"]
+    optimizer._last_factors, optimizer._last_refresh = past["last_factors"], past["last_refresh"]
+    optimizer.layout.ready = set(past["ready"])
+    ages = zip(past["ages"], past["square_ages"], strict=True)
+    for stack, saved, (age, square_age) in zip(optimizer.stacks, plain["stacks"], ages, strict=True):
         _restore_stack(stack, saved)
-    optimizer._tally.load_plain(plain["tally"])
+        stack.ages, stack.square_ages = age, square_age
+    optimizer._tally.load_plain(_tensors(past["tally"]))
     if optimizer.generator is not None and plain["generator"] is not None:
         optimizer.generator.set_state(plain["generator"].cpu())
-    optimizer.capture.enabled = optimizer.policy.factors.due(optimizer.steps, optimizer._last_factors)
+    optimizer._forget()
+    optimizer.layout.settle()
+
+
+def rehearse(optimizer: NaturalGradient) -> None:
+    """Allocate all state without counting anything as done.
+
+    `torch.distributed.checkpoint` loads into the state that an optimizer already has, and to make it have some it calls
+    `step()` once with gradients of zero and a learning rate of zero. Solver states are then of a multiple of the identity.
+    """
+    generator = optimizer.generator
+    before = None if generator is None else generator.get_state(), torch.get_rng_state()
+    for stack in optimizer.stacks:
+        stack.mean = stack.sums.collect(None)[0]
+        curvature = correct(stack, rotate=True)[0] if optimizer.policy.corrected else stack.mean
+        operator = optimizer.damping(curvature, torch.ones_like(stack.boost))
+        stack.state, _ = optimizer.solver.prepare(operator, generator=generator)
+        if optimizer.param_groups[stack.group]["momentum"] or optimizer.policy.quadratic is not None:
+            stack.momentum = torch.zeros_like(stack.empty())
+    if generator is not None and before[0] is not None:
+        generator.set_state(before[0])
+    torch.set_rng_state(before[1])
+    for params in optimizer.layout.fallback:
+        start_state(params, optimizer.state)
+    optimizer._enter()
 
 
 def layout(optimizer: NaturalGradient) -> list[dict[str, Any]]:  # Any: plain Python
     """Which block of which shape lies where."""
-    return [
-        {"blocks": stack.names, "domain": list(stack.places[0].site.blocks[stack.places[0].block].domain)}
-        for stack in optimizer.stacks
-    ]
+    return [{"blocks": stack.names, "domain": list(stack.domain)} for stack in optimizer.stacks]
+
+
+def recipe(solver: Solver[Any]) -> str:  # Any: any state
+    """Which solvers are inside which, whatever their options: what decides the form of a state."""
+    parts: list[Any] = [getattr(solver, f.name) for f in fields(solver)] if is_dataclass(solver) else []  # Any: options
+    return f"{type(solver).__name__}({', '.join(recipe(part) for part in parts if isinstance(part, Solver))})"
 
 
 def check_layout(optimizer: NaturalGradient, plain: dict[str, Any]) -> None:  # Any: plain Python
-    """Refuse a state of another model.
+    """Refuse a state of another solver or model.
 
     Raises:
-        ValueError: blocks differ; the message names them.
+        ValueError: solvers or blocks differ; the message names them.
     """
+    past = json.loads(plain["past"])
+    if past["solver"] != recipe(optimizer.solver):
+        raise ValueError(
+            f"this state_dict was saved with the solver {past['solver']}, this optimizer has {recipe(optimizer.solver)}: "
+            "build it with the solver it was saved with"
+        )
     here = {name: tuple(row["domain"]) for row in layout(optimizer) for name in row["blocks"]}
-    there = {name: tuple(row["domain"]) for row in plain["layout"] for name in row["blocks"]}
-    if layout(optimizer) == plain["layout"]:
+    there = {name: tuple(row["domain"]) for row in past["layout"] for name in row["blocks"]}
+    if layout(optimizer) == past["layout"]:
         return
     differing = sorted(n for n in here.keys() | there.keys() if here.get(n) != there.get(n))
     raise ValueError(
@@ -70,12 +129,24 @@ def check_layout(optimizer: NaturalGradient, plain: dict[str, Any]) -> None:  # 
     )
 
 
+def _texts(tally: dict[str, Any]) -> dict[str, Any]:  # Any: JSON
+    """A tally with its device-side sums as numbers; reads the device."""
+    sums = {name: [str(t.dtype).removeprefix("torch."), t.tolist()] for name, t in tally["device"].items()}
+    return {**tally, "device": sums}
+
+
+def _tensors(tally: dict[str, Any]) -> dict[str, Any]:  # Any: as above
+    """The inverse of `_texts`."""
+    sums = {name: torch.tensor(values, dtype=getattr(torch, kind)) for name, (kind, values) in tally["device"].items()}
+    return {**tally, "device": sums}
+
+
 def _save_stack(stack: Stack) -> dict[str, Any]:  # Any: plain Python and tensors
     """One stack."""
     return {
-        "ages": list(stack.ages),
         "boost": stack.boost,
         "mean": to_plain(stack.mean),
+        "corrected": to_plain(stack.corrected),
         "state": to_plain(stack.state),
         "momentum": stack.momentum,
     }
@@ -88,8 +159,9 @@ def _restore_stack(stack: Stack, saved: dict[str, Any]) -> None:  # Any: plain P
     def move(tensor: Tensor) -> Tensor:
         return tensor.to(device, copy=True)
 
-    stack.ages = list(saved["ages"])
     stack.boost = move(saved["boost"])
     stack.mean = map_tensors(move, from_plain(saved["mean"]))
+    stack.corrected = map_tensors(move, from_plain(saved["corrected"]))
+    stack.sums.squares = None if stack.corrected is None else SquareSums.zeros(stack.corrected)
     stack.state = map_tensors(move, from_plain(saved["state"]))
     stack.momentum = None if saved["momentum"] is None else move(saved["momentum"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -51,31 +51,27 @@ class Coverage:
         return "\n".join(lines)
 
 
-def describe(
-    stacks: Sequence[Stack],
-    sites: Sequence[Site],
-    fallback: Sequence[Sequence[nn.Parameter]],
-    names: Mapping[int, str],
-    kinds: Mapping[int, str],
-    frozen: Sequence[tuple[str, nn.Parameter]],
-) -> Coverage:
+def describe(stacks: Sequence[Stack], sites: Sequence[Site], model: nn.Module, fallback: Sequence[nn.Parameter]) -> Coverage:
     """Make the table for an optimizer.
 
     Args:
         stacks: its stacks.
         sites: its sites.
-        fallback: parameters left to AdamW, by group.
-        names: parameter id to name.
-        kinds: parameter id to the kind of module that owns it.
-        frozen: parameters that require no gradient.
+        model: its model.
+        fallback: parameters left to AdamW.
     """
+    names = {id(p): name for name, p in model.named_parameters()}
+    kinds = {id(p): type(m).__name__ for m in model.modules() for p in m.parameters(recurse=False)}
     rows = []
     for site in sites:
         shapes = " + ".join(f"{b.places}×" * (b.places > 1) + f"{b.domain[0]}×{b.domain[1]}" for b in site.blocks)
         numbers = sum(p.numel() for p in site.parameters().values())
         rows.append(Covered(site.name or "(model)", type(site.module).__name__, f"kfac {shapes}", numbers))
-    rows += [Covered(names[id(p)], kinds[id(p)], "adamw", p.numel()) for group in fallback for p in group]
-    rows += [Covered(name, kinds[id(p)], "frozen", p.numel()) for name, p in frozen]
+    known = {id(p) for p in fallback} | {id(p) for site in sites for p in site.parameters().values()}
+    rows += [Covered(names[id(p)], kinds[id(p)], "adamw", p.numel()) for p in fallback]
+    for name, p in model.named_parameters():
+        if id(p) not in known:
+            rows.append(Covered(name, kinds[id(p)], "untrained" if p.requires_grad else "frozen", p.numel()))
     return Coverage(tuple(rows), sum(_bytes(stack) for stack in stacks))
 
 
@@ -88,5 +84,5 @@ def _bytes(stack: Stack) -> int:
         total += tensor.numel() * tensor.element_size()
         return tensor
 
-    map_tensors(count, (stack.sums.left, stack.sums.right, stack.mean, stack.state, stack.momentum))
+    map_tensors(count, (stack.sums.left, stack.sums.right, stack.mean, stack.state, stack.momentum, stack.corrected))
     return total

@@ -1,7 +1,7 @@
 """AdamW for the parameters that no curvature rule treats (embeddings of positions, scales, exotic layers).
 
-Decoupled weight decay, Loshchilov & Hutter 2019; the arithmetic is `torch.optim.adamw.adamw` in its fused form, which can
-leave out a step on the device.
+Decoupled weight decay, Loshchilov & Hutter 2019; the arithmetic is `torch.optim.adamw.adamw` in its fused form, which can leave
+out a step on the device.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from heatbath.optim.packing import strided
+
 
 def fallback_step(parameters: Sequence[Tensor], state: dict[Any, Any], group: dict[str, Any], finite: Tensor) -> None:
     """One AdamW step for the parameters that have a gradient, in place.
@@ -20,19 +22,22 @@ def fallback_step(parameters: Sequence[Tensor], state: dict[Any, Any], group: di
     Args:
         parameters: the parameters.
         state: the optimizer's per-parameter state.
-        group: options: lr, fallback_scale, betas, eps, weight_decay.
+        group: options: lr, fallback_scale, betas, eps, weight_decay, l2.
         finite: 0-d bool; where false, nothing changes.
     """
     with_grad = [p for p in parameters if p.grad is not None]
     if not with_grad:
         return
+    start_state(with_grad, state)
     for p in with_grad:
-        if not state[p]:
-            state[p].update(step=torch.zeros((), device=p.device), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+        state[p]["step"] = state[p]["step"].to(p.device)  # a no-op but for the first step and after loading
     beta1, beta2 = group["betas"]
+    gradients = [strided(p.grad) for p in with_grad if p.grad is not None]
+    if group["l2"]:
+        gradients = list(torch._foreach_add(gradients, with_grad, alpha=group["l2"]))
     adamw(
         list(with_grad),
-        [p.grad for p in with_grad if p.grad is not None],
+        gradients,
         [state[p]["exp_avg"] for p in with_grad],
         [state[p]["exp_avg_sq"] for p in with_grad],
         [],
@@ -47,3 +52,10 @@ def fallback_step(parameters: Sequence[Tensor], state: dict[Any, Any], group: di
         eps=group["eps"],
         maximize=False,
     )
+
+
+def start_state(parameters: Sequence[Tensor], state: dict[Any, Any]) -> None:  # Any: torch's own type
+    """Averages of zero, for parameters that have none yet."""
+    for p in parameters:
+        if not state[p]:
+            state[p].update(step=torch.zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))

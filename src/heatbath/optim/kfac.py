@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from heatbath.curvature import find_sites
-from heatbath.optim.damping import ExactDamping, FactoredDamping
+from heatbath.optim.damping import Damping, ExactDamping, FactoredDamping, InputDamping
 from heatbath.optim.natural import NaturalGradient
+from heatbath.optim.options import complete_groups, default_options
 from heatbath.optim.policy import Policy
 from heatbath.solvers import Cholesky, Eigen, Factorwise, Guarded, Solver
 
@@ -29,6 +29,8 @@ class KFAC(NaturalGradient):
     Use it in an ordinary loop: forward, `loss.backward()`, `opt.step()`, `opt.zero_grad()`. The loss is a mean over examples
     unless `policy` says otherwise. Build it before `torch.compile` or DDP wraps the model. A step costs two products per layer
     above the gradient; factors and inverses are renewed every few steps.
+
+    The empirical Fisher is the default; sampled and exact ones need one line more, `opt.observe(outputs)` before the loss.
 
     Args:
         model: the model.
@@ -67,66 +69,41 @@ class KFAC(NaturalGradient):
         if not isinstance(model, nn.Module):
             raise TypeError(f"KFAC takes the model itself, not its parameters: expected nn.Module, got {type(model).__name__}")
         policy = Policy() if policy is None else policy
-        defaults: dict[str, Any] = {"lr": lr, "damping": damping, "momentum": momentum, "weight_decay": weight_decay}
-        defaults |= {"fallback_lr": policy.fallback_lr, "betas": (0.9, 0.999), "eps": 1e-8}
-        prepared = _complete_groups(model, groups, defaults)
-        chosen = [id(p) for group in prepared for p in group["params"]]
-        sites = find_sites(model, policy.rules, policy.skip)
-        sites = [site for site in sites if all(id(p) in chosen for p in site.parameters().values())]
-        if not sites:
-            warnings.warn("no layer of this model has a curvature rule: AdamW trains all of it", stacklevel=2)
-        solver = Cholesky() if solver is None else solver
-        exact = isinstance(solver, Eigen)
+        solver = fit_solver(Cholesky() if solver is None else solver)
+        defaults = default_options(lr=lr, damping=damping, momentum=momentum, weight_decay=weight_decay, l2=policy.l2)
         super().__init__(
             model,
-            sites=sites,
-            groups=prepared,
-            solver=_factorwise(solver),
-            damping=policy.damping_rule or (ExactDamping() if exact else FactoredDamping()),
+            groups=complete_groups(model, groups, defaults, policy.fallback_lr),
+            defaults=defaults,
+            solver=solver,
+            damping=damping_rule(solver, policy),
             policy=policy,
             generator=generator,
         )
+        if not self.sites:
+            warnings.warn("no layer of this model has a curvature rule: AdamW trains all of it", stacklevel=2)
 
 
-def _factorwise(solver: Solver[Any]) -> Solver[Any]:  # Any: any state
+def damping_rule(solver: Solver[Any], policy: Policy) -> Damping:  # Any: any state
+    """The damping a policy asks for, or the one that fits.
+
+    Raises:
+        ValueError: the policy asks for what this solver cannot do.
+    """
+    exact = isinstance(solver, Eigen)
+    if policy.corrected and not exact:
+        raise ValueError("corrected eigenvalues need an eigenbasis: pass solver=Eigen()")
+    if policy.max_dim is not None and exact:
+        raise ValueError("Eigen() takes whole factors, so max_dim has no meaning for it: use Cholesky(), or leave it out")
+    if policy.damping_rule is not None:
+        return policy.damping_rule
+    if exact:
+        return ExactDamping()
+    return InputDamping() if policy.fisher.inputs_only else FactoredDamping()
+
+
+def fit_solver(solver: Solver[Any]) -> Solver[Any]:  # Any: any state
     """Fit a solver for single matrices to Kronecker products; watch it unless it is a plain digital one."""
     if isinstance(solver, Eigen | Factorwise):
         return solver
     return Factorwise(solver if isinstance(solver, Cholesky | Guarded) else Guarded(solver))
-
-
-def _complete_groups(
-    model: nn.Module, groups: Iterable[Mapping[str, Any]], defaults: dict[str, Any]
-) -> list[dict[str, Any]]:  # Any: torch's own type
-    """Groups with every option set and every trainable parameter in one of them.
-
-    Raises:
-        ValueError: an option out of range, a parameter that is not the model's, or nothing to train.
-    """
-    complete = []
-    own = {id(p) for p in model.parameters()}
-    taken: set[int] = set()
-    for group in groups:
-        params = [group["params"]] if isinstance(group["params"], torch.Tensor) else list(group["params"])
-        if any(id(p) not in own for p in params):
-            raise ValueError("a parameter group holds a parameter that is not one of the model's")
-        taken |= {id(p) for p in params}
-        complete.append({**defaults, **group, "params": params})
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
-    if rest:
-        complete.append({**defaults, "params": rest})
-    if not complete:
-        raise ValueError("the model has no parameter that requires gradients: nothing to train")
-    for group in complete:
-        _check_options(group)
-        group["fallback_scale"] = group.pop("fallback_lr") / group["lr"] if group["lr"] else 0.0
-    return complete
-
-
-def _check_options(group: Mapping[str, Any]) -> None:  # Any: torch's own type
-    """Raise a ValueError for an option out of range."""
-    for name in ("lr", "damping", "weight_decay", "fallback_lr"):
-        if not group[name] >= 0:
-            raise ValueError(f"{name} must be at least 0, got {group[name]}")
-    if not 0 <= group["momentum"] < 1:
-        raise ValueError(f"momentum must lie in [0, 1), got {group['momentum']}")

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from heatbath.curvature import Reduction, Sharing
+from heatbath.curvature import EmpiricalFisher, Fisher, Reduction, Sharing
 from heatbath.layers import LayerRule, default_rules
-from heatbath.optim.damping import Damping
+from heatbath.optim.damping import Damping, LevenbergMarquardt
+from heatbath.optim.quadratic import QuadraticModel
 from heatbath.optim.schedule import Interval
 from heatbath.optim.trust import KLClip, Trust
 
@@ -24,17 +25,27 @@ class Policy:
         patience: steps spent at each length while both intervals grow from 1; 0: full length at once, which is unsafe.
         decay: β of the moving averages, in [0, 1).
         trust: shortens steps.
-        damping_rule: how λ joins the curvature; None: exact for `Eigen`, factored Tikhonov for all others.
-        reduction: how the loss joins its terms.
+        quadratic: takes learning rate and momentum from the exact quadratic model instead of trust; None: does not.
+        damping_rule: how λ joins the curvature; None: exact for `Eigen`, on the inputs for `InputOnly`, factored Tikhonov else.
+        adapt: adapts λ from the loss after a step, `step(evaluate=…)`; None: λ stays as it is.
+        fisher: which Fisher matrix the factors are made of.
+        reduction: how the loss joins its terms; None: a mean over all terms of observed outputs, over examples where nothing is
+            observed.
         sharing: by module name, how shared positions enter; expand where not named.
         rules: layer rules.
         skip: `skip(name, module)` is true for modules to leave to AdamW.
         fallback_lr: AdamW's learning rate for parameters without curvature; schedules scale it along with lr.
+        corrected: correct eigenvalues (EKFAC); needs `Eigen`. Embeddings keep their Kronecker product.
+        max_dim: the largest factor held in full; larger ones are cut into diagonal blocks. None: no limit.
+        l2: factor of ½‖θ‖² in the loss, added to gradients and to damping; unlike weight decay it is preconditioned. A default
+            for groups.
+        distributed: average factors over the processes of PyTorch's default group, where that is initialised. Solvers with
+            noise then need generators that start alike in all processes.
         boost: factor on a member's damping after a failed refresh.
         relax: factor on that boost after a good one, down to no boost.
 
     Raises:
-        ValueError: an interval, decay, boost or relax out of range.
+        ValueError: a number out of range.
     """
 
     factor_every: int = 10
@@ -42,12 +53,19 @@ class Policy:
     patience: int = 5
     decay: float = 0.95
     trust: Trust = field(default_factory=KLClip)
+    quadratic: QuadraticModel | None = None
     damping_rule: Damping | None = None
-    reduction: Reduction = Reduction.EXAMPLES
+    adapt: LevenbergMarquardt | None = None
+    fisher: Fisher = field(default_factory=EmpiricalFisher)
+    reduction: Reduction | None = None
     sharing: Mapping[str, Sharing] = field(default_factory=dict)
     rules: Sequence[LayerRule] = field(default_factory=default_rules)
     skip: Callable[[str, nn.Module], bool] | None = None
     fallback_lr: float = 1e-3
+    corrected: bool = False
+    max_dim: int | None = None
+    l2: float = 0.0
+    distributed: bool = True
     boost: float = 10.0
     relax: float = 0.5
 
@@ -57,8 +75,11 @@ class Policy:
             raise ValueError(f"decay must lie in [0, 1), got {self.decay}")
         if not (self.boost > 1 and 0 < self.relax <= 1):
             raise ValueError(f"boost must exceed 1 and relax lie in (0, 1], got {self.boost} and {self.relax}")
-        if not self.fallback_lr >= 0:
-            raise ValueError(f"fallback_lr must be at least 0, got {self.fallback_lr}")
+        for name, value in (("fallback_lr", self.fallback_lr), ("l2", self.l2)):
+            if not value >= 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
+        if self.max_dim is not None and self.max_dim < 1:
+            raise ValueError(f"max_dim must be at least 1, got {self.max_dim}; None sets no limit")
 
     @property
     def factors(self) -> Interval:

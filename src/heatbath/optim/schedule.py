@@ -32,5 +32,6 @@ class Interval:
         """Whether `step` is due when the last time was `last` (None: never)."""
         if last is None:
             return True
-        length = min(self.every, 1 + step // self.patience) if self.patience else self.every
+        age = step if self.patience > 1 else last  # at patience 1 the length would run ahead of the steps for ever
+        length = min(self.every, 1 + age // self.patience) if self.patience else self.every
         return step - last >= length

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heatbath.curvature import FactorSums, Sharing, Site
-from heatbath.operators import Kronecker
+from heatbath.curvature import FactorSums, Form, Sharing, Site
+from heatbath.layers import Block
+from heatbath.operators import EigenCorrected, Kronecker, map_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +25,13 @@ class Place:
     Args:
         site: the site.
         block: index into `site.blocks`.
+        index: which of the stack's blocks it is.
         start: first member of the stack; the block takes `site.blocks[block].places` of them.
     """
 
     site: Site
     block: int
+    index: int
     start: int
 
     @property
@@ -46,47 +49,76 @@ class Stack:
             from each parameter's own.
         places: which block lies where.
         sums: factors being captured.
-        ages: batches each member's average has seen.
+        ages: batches each block's average has seen.
+        square_ages: batches each block's corrected eigenvalues have seen.
         mean: averaged factors, or None before the first.
         state: solver state, or None before the first refresh.
         momentum: `[L, O, I]`, or None before the first step.
         boost: `[L]`, factor on the damping; raised where a refresh failed, decaying back to 1.
+        corrected: eigenvalue-corrected curvature, or None where it is not wanted or not there yet.
     """
 
     group: int
     places: list[Place]
     sums: FactorSums
     ages: list[int]
+    square_ages: list[int]
     boost: Tensor
     mean: Kronecker | None = None
     state: Any = None  # Any: the state type of the solver
     momentum: Tensor | None = None
+    corrected: EigenCorrected | None = None
 
     @property
     def length(self) -> int:
         """L."""
-        return len(self.ages)
+        return self.sums.length
+
+    @property
+    def domain(self) -> tuple[int, int]:
+        """(O, I)."""
+        return self.sums.form.block.domain
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of everything held: float64 for float64 parameters, else float32."""
+        return self.boost.dtype
 
     @property
     def names(self) -> list[str]:
         """Names of the blocks, in order."""
         return [f"{p.site.name}[{p.block}]" for p in self.places]
 
+    def damping(self, groups: Sequence[dict[str, Any]]) -> float | Tensor:  # Any: torch's own type
+        """λ by its parameter group, with the curvature of an L2 penalty."""
+        group = groups[self.group]
+        damping: float | Tensor = group["damping"] + group["l2"]
+        return damping
+
+    def empty(self, device: torch.device | str | None = None) -> Tensor:
+        """An uninitialised `[L, O, I]`, on the stack's own device unless said otherwise."""
+        return torch.empty(self.length, *self.domain, dtype=self.dtype, device=device or self.boost.device)
+
 
 @dataclass(eq=False)
 class _Pending:
     """A stack while its members are being counted."""
 
+    block: Block
     places: list[Place] = field(default_factory=list)
     length: int = 0
 
 
-def build_stacks(sites: Sequence[Site], group_of: dict[int, int]) -> list[Stack]:
+def build_stacks(
+    sites: Sequence[Site], group_of: dict[int, int], *, inputs_only: bool = False, max_dim: int | None = None
+) -> list[Stack]:
     """Sort the blocks of all sites into stacks.
 
     Args:
         sites: the sites.
         group_of: parameter id to index of its parameter group.
+        inputs_only: hold no output side.
+        max_dim: the largest factor held in full.
     """
     pending: dict[tuple[Any, ...], _Pending] = {}
     for site in sites:
@@ -94,15 +126,16 @@ def build_stacks(sites: Sequence[Site], group_of: dict[int, int]) -> list[Stack]
         for index, block in enumerate(site.blocks):
             first = parameters[block.parameters[0]]
             dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
-            key = (block.domain, block.diagonal_inputs, group_of[id(first)], dtype, first.device)
-            entry = pending.setdefault(key, _Pending())
-            entry.places.append(Place(site, index, entry.length))
+            kind = (block.domain, block.diagonal_inputs, block.gradient_inputs)
+            entry = pending.setdefault((kind, group_of[id(first)], dtype, first.device), _Pending(block))
+            entry.places.append(Place(site, index, len(entry.places), entry.length))
             entry.length += block.places
     stacks = []
-    for (domain, diagonal, group, dtype, device), entry in pending.items():
-        sums = FactorSums.zeros(entry.length, domain, diagonal_inputs=diagonal, dtype=dtype, device=device)
+    for (_, group, dtype, device), entry in pending.items():
+        form = Form(entry.block, dtype, device, inputs_only=inputs_only, max_dim=max_dim)
+        spans = [place.site.blocks[place.block].places for place in entry.places]
         boost = torch.ones(entry.length, dtype=dtype, device=device)
-        stacks.append(Stack(group, entry.places, sums, [0] * entry.length, boost))
+        stacks.append(Stack(group, entry.places, FactorSums(spans, form), [0] * len(spans), [0] * len(spans), boost))
     return stacks
 
 
@@ -120,3 +153,32 @@ def find_places(stacks: Sequence[Stack]) -> dict[int, list[tuple[Stack, Place]]]
 def sharing_of(site: Site, sharing: Mapping[str, Sharing]) -> Sharing:
     """The sharing chosen for a site, by its name; expand unless said otherwise."""
     return sharing.get(site.name, Sharing.EXPAND)
+
+
+def carry_over(old: Sequence[Stack], new: Sequence[Stack]) -> None:
+    """Copy what was learned about blocks that are in both; solver states and eigenbases are left to the next refresh."""
+    known = {(p.site.name, p.block, stack.domain): (stack, p) for stack in old for p in stack.places}
+    for stack in new:
+        for place in stack.places:
+            found = known.get((place.site.name, place.block, stack.domain))
+            if found is None:
+                continue
+            source, there = found
+            stack.boost[place.slice] = source.boost[there.slice]
+            if source.momentum is not None:
+                stack.momentum = torch.zeros_like(stack.empty()) if stack.momentum is None else stack.momentum
+                stack.momentum[place.slice] = source.momentum[there.slice]
+            if source.mean is not None and source.ages[there.index]:
+                stack.ages[place.index] = source.ages[there.index]
+                stack.mean = stack.sums.collect(None)[0] if stack.mean is None else stack.mean
+                _copy(stack.mean, place.slice, source.mean, there.slice)
+
+
+def _copy(target: Kronecker, to: slice, source: Kronecker, members: slice) -> None:
+    """Copy members of one stack of factors into another, in place."""
+
+    def copy(a: Tensor, b: Tensor) -> Tensor:
+        a[to] = b[members]
+        return a
+
+    map_tensors(copy, target, source)

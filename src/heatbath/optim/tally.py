@@ -68,7 +68,7 @@ class Tally:
 
     def _accumulate(self, name: str, value: Tensor) -> None:
         """Add to a device-side sum."""
-        self._device[name] = self._device[name] + value if name in self._device else value
+        self._device[name] = self._device[name].to(value.device) + value if name in self._device else value
 
     def report(self) -> dict[str, float | str]:
         """Plain numbers for a log; reads the device."""

@@ -1,0 +1,63 @@
+"""Options of parameter groups: defaults, and what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def default_options(
+    *, lr: float, damping: float, momentum: float, weight_decay: float, l2: float
+) -> dict[str, Any]:  # Any: torch's own type
+    """Options that groups take over; AdamW's betas are none of them, or schedules would cycle these instead of momentum."""
+    return {"lr": lr, "damping": damping, "momentum": momentum, "weight_decay": weight_decay, "l2": l2}
+
+
+def complete_group(
+    group: Mapping[str, Any], defaults: Mapping[str, Any], fallback_lr: float
+) -> dict[str, Any]:  # Any: torch's own type
+    """A group with every option set; AdamW's learning rate is kept as a multiple of lr, so that schedules scale both.
+
+    Raises:
+        ValueError: an option out of range.
+    """
+    complete = {"betas": (0.9, 0.999), "eps": 1e-8, **defaults, **group}
+    rate = complete.pop("fallback_lr", fallback_lr)
+    if not rate >= 0:
+        raise ValueError(f"fallback_lr must be at least 0, got {rate}")
+    if "fallback_scale" not in group:
+        complete["fallback_scale"] = rate / complete["lr"] if complete["lr"] else 0.0
+    for name in ("lr", "damping", "weight_decay", "l2"):
+        if not complete[name] >= 0:
+            raise ValueError(f"{name} must be at least 0, got {complete[name]}")
+    if not 0 <= complete["momentum"] < 1:
+        raise ValueError(f"momentum must lie in [0, 1), got {complete['momentum']}")
+    return complete
+
+
+def complete_groups(
+    model: nn.Module, groups: Iterable[Mapping[str, Any]], defaults: Mapping[str, Any], fallback_lr: float
+) -> list[dict[str, Any]]:  # Any: torch's own type
+    """Groups with every option set and every trainable parameter in one of them.
+
+    Raises:
+        ValueError: an option out of range, a parameter that is not the model's, or nothing to train.
+    """
+    complete = []
+    own = {id(p) for p in model.parameters()}
+    taken: set[int] = set()
+    for group in groups:
+        params = [group["params"]] if isinstance(group["params"], torch.Tensor) else list(group["params"])
+        if any(id(p) not in own for p in params):
+            raise ValueError("a parameter group holds a parameter that is not one of the model's")
+        taken |= {id(p) for p in params}
+        complete.append(complete_group({**group, "params": params}, defaults, fallback_lr))
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
+    if rest:
+        complete.append(complete_group({"params": rest}, defaults, fallback_lr))
+    if not complete:
+        raise ValueError("the model has no parameter that requires gradients: nothing to train")
+    return complete

@@ -1,0 +1,152 @@
+"""What one step proposes: natural gradients v beside gradients g, before anything moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from heatbath.optim.packing import Packing, strided
+from heatbath.optim.quadratic import Linearization, Minimum, minimize
+from heatbath.optim.stacks import Stack
+
+
+@dataclass(eq=False)
+class Proposal:
+    """Natural gradients of all stacks that have gradients.
+
+    Args:
+        stacks: all stacks.
+        groups: the optimizer's parameter groups.
+        grads: g by index of the stack, `[L, O, I]`.
+        natural: v likewise.
+        products: vᵀg of each, 0-d, in the order of `natural`.
+        finite: whether all gradients and products are finite, a 0-d bool; where false, nothing may move.
+        minimum: of the quadratic model, once that was asked for.
+    """
+
+    stacks: Sequence[Stack]
+    groups: Sequence[dict[str, Any]]  # Any: torch's own type
+    grads: Mapping[int, Tensor]
+    natural: Mapping[int, Tensor]
+    products: Sequence[Tensor]
+    finite: Tensor
+    minimum: Minimum | None = None
+
+    @staticmethod
+    def of(
+        stacks: Sequence[Stack],
+        groups: Sequence[dict[str, Any]],  # Any: torch's own type
+        grads: Mapping[int, Tensor],
+        natural: Mapping[int, Tensor],
+        rest: Sequence[Tensor],
+    ) -> Proposal:
+        """Judge whether all is finite.
+
+        Args:
+            stacks: all stacks.
+            groups: the optimizer's parameter groups.
+            grads: g by index of the stack.
+            natural: v likewise.
+            rest: gradients of parameters without curvature.
+        """
+        products = [(v * grads[i]).sum() for i, v in natural.items()]
+        norms = [n.float() for n in torch._foreach_norm([strided(g) for g in rest])] if rest else []
+        finite = torch.isfinite(torch.stack([*products, *norms])).all()
+        return Proposal(stacks, groups, grads, natural, products, finite)
+
+    def reach(self, i: int) -> float | Tensor:
+        """The length that a sustained step of a stack grows to: lr and what momentum makes of it."""
+        group = self.groups[self.stacks[i].group]
+        reach: float | Tensor = group["lr"] / (1 - group["momentum"])
+        return reach
+
+    def change(self) -> Tensor:
+        """Σ lr² vᵀg, 0-d, lr including momentum's gain."""
+        return torch.stack([p * self.reach(i) ** 2 for i, p in zip(self.natural, self.products, strict=True)]).sum()
+
+    def length(self) -> Tensor:
+        """‖lr·v‖, 0-d, lr including momentum's gain."""
+        squares = [v.square().sum().float() * self.reach(i) ** 2 for i, v in self.natural.items()]
+        return torch.stack(squares).sum().sqrt()
+
+    def advance(self, i: int, scale: Tensor, momentum: Tensor | None) -> Tensor:
+        """Do m ← momentum·m + scale·v of one stack, `[L, O, I]`; kept, and zeros returned, if not finite.
+
+        Args:
+            i: index of the stack.
+            scale: of the natural gradient, 0-d.
+            momentum: 0-d; None: that of the stack's group.
+        """
+        stack = self.stacks[i]
+        natural = torch.where(self.finite, self.natural[i] * scale, 0.0)
+        own = self.groups[stack.group]["momentum"]
+        if momentum is None and not own:
+            return natural
+        if stack.momentum is None:
+            stack.momentum = torch.zeros_like(natural, memory_format=torch.contiguous_format)
+        wanted = torch.full_like(self.finite, own, dtype=natural.dtype) if momentum is None else momentum.to(natural)
+        return stack.momentum.mul_(torch.where(self.finite, wanted, 1.0)).add_(natural) * self.finite
+
+    def minimize(
+        self, linear: Sequence[Linearization], packing: Packing, damping: Sequence[float | Tensor], shared: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Scale and momentum at the minimum of the exact quadratic model over the plane of v and m, both 0-d.
+
+        Args:
+            linear: the model's linearizations on this batch.
+            packing: where parameters lie in stacks.
+            damping: λ of each stack.
+            shared: add up over processes.
+        """
+        before = {}
+        for i, v in self.natural.items():
+            momentum = self.stacks[i].momentum
+            before[i] = torch.zeros_like(v) if momentum is None else momentum
+        axes: list[Mapping[int, Tensor]] = [self.natural, before]
+        pushed = [packing.scatter(axis) for axis in axes]
+        flat = [_flat(groups) for groups in pushed]
+        slopes = [_total([(self.grads[i] * axis[i]).sum() for i in axis]) for axis in axes]
+        ridge = [[_total([damping[i] * (a[i] * b[i]).sum() for i in a]) for b in axes] for a in axes]
+        self.minimum = minimize(linear, flat, torch.stack(slopes), torch.stack([torch.stack(r) for r in ridge]), shared)
+        return self.minimum.weights[0], self.minimum.weights[1]
+
+    def reduction(self, moves: Mapping[int, Tensor], damping: Sequence[float | Tensor]) -> Tensor:
+        """How far the step θ − lr·m should lower the damped quadratic model, 0-d.
+
+        By the exact model where it was minimized (lr of the first group), else by the layers' own curvature, momentum included.
+        """
+        if self.minimum is not None:
+            lr = self.groups[0]["lr"]
+            return (lr - 0.5 * lr**2) * self.minimum.depth
+        parts = []
+        for i, m in moves.items():
+            stack, lr = self.stacks[i], self.groups[self.stacks[i].group]["lr"]
+            assert stack.mean is not None
+            bent = ((stack.corrected or stack.mean) @ m) + damping[i] * m
+            parts.append(lr * (self.grads[i] * m).sum() - 0.5 * lr**2 * (m * bent).sum())
+        return _total(parts)
+
+
+def objective(evaluate: Callable[[], Tensor], groups: Sequence[dict[str, Any]]) -> Tensor:  # Any: torch's own type
+    """The loss, with the L2 penalties that gradients include, 0-d."""
+    value = torch.as_tensor(evaluate()).detach()
+    for group in groups:
+        if group["l2"]:
+            norms = torch.stack(torch._foreach_norm(group["params"]))
+            value = value + 0.5 * group["l2"] * norms.square().sum()
+    return value
+
+
+def _flat(groups: Mapping[int, tuple[list[Tensor], list[Tensor]]]) -> tuple[list[Tensor], list[Tensor]]:
+    """Parameters and their directions, of all groups."""
+    pairs = [groups[index] for index in sorted(groups)]
+    return [p for parameters, _ in pairs for p in parameters], [v for _, values in pairs for v in values]
+
+
+def _total(parts: Sequence[Tensor]) -> Tensor:
+    """Sum of 0-d tensors."""
+    return torch.stack(list(parts)).sum()

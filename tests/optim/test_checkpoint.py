@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from heatbath.optim import KFAC
+from heatbath.solvers import Cholesky, Eigen, Guarded, ThermodynamicSolve
+from tests.laws import Scale, batches, network, saved_and_loaded, train
+from tests.zoo import EIGHT, IDEAL
+
+
+def trained(model: nn.Module | None = None, **options) -> KFAC:
+    model = network() if model is None else model
+    optimizer = KFAC(model, **options)
+    train(model, optimizer, batches(2))
+    return optimizer
+
+
+def test_another_kind_of_state_dict_is_refused():
+    state = torch.optim.Adam(network().parameters()).state_dict()
+    with pytest.raises(ValueError, match="this state_dict holds no curvature: it was not saved by this kind of optimizer"):
+        KFAC(network()).load_state_dict(state)
+
+
+def test_another_model_is_refused_and_the_message_names_the_layers():
+    other = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), Scale(6), nn.Linear(6, 3)).double()
+    optimizer = trained()
+    before = copy.deepcopy(optimizer.state_dict())
+    message = r"of a model with other layers: 0\[0\]: \(6, 5\) saved, \(5, 5\) here; 3\[0\]: \(3, 7\) saved, \(3, 6\) here$"
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(KFAC(other).state_dict())
+    assert str(optimizer.state_dict()) == str(before)
+
+
+def test_a_model_with_more_layers_is_refused():
+    deep = nn.Sequential(*[nn.Linear(3, 3) for _ in range(9)])
+    with pytest.raises(ValueError, match=r"4\[0\]: \(3, 4\) saved, absent here; .* and 2 more"):
+        KFAC(nn.Sequential(*[nn.Linear(3, 3) for _ in range(2)])).load_state_dict(KFAC(deep).state_dict())
+
+
+def test_the_same_layers_in_other_groups_are_refused():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    one, two = KFAC(model), KFAC(model, [{"params": model[0].parameters()}])
+    with pytest.raises(ValueError, match="the same layers in other parameter groups or another order"):
+        one.load_state_dict(two.state_dict())
+
+
+def test_another_solver_is_refused_and_the_message_names_both():
+    saved = trained().state_dict()
+    message = r"saved with the solver Factorwise\(Cholesky\(\)\), this optimizer has Eigen\(\): build it with the solver"
+    with pytest.raises(ValueError, match=message):
+        KFAC(network(), solver=Eigen()).load_state_dict(saved)
+    machine = r"Factorwise\(Guarded\(ThermodynamicSolve\(\), Cholesky\(\)\)\)"
+    with pytest.raises(ValueError, match=rf"this optimizer has {machine}"):
+        KFAC(network(), solver=ThermodynamicSolve(IDEAL)).load_state_dict(saved)
+    with pytest.raises(ValueError, match=r"this optimizer has Factorwise\(Guarded\(Cholesky\(\), Cholesky\(\)\)\)"):
+        KFAC(network(), solver=Guarded(Cholesky())).load_state_dict(saved)
+
+
+def test_the_same_solver_on_another_machine_is_welcome():
+    """What a state looks like does not depend on how good the machine is."""
+    saved = trained(solver=ThermodynamicSolve(IDEAL)).state_dict()
+    model = network()
+    optimizer = KFAC(model, solver=ThermodynamicSolve(EIGHT))
+    optimizer.load_state_dict(saved)
+    train(model, optimizer, batches(2))
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_options_are_those_of_the_checkpoint():
+    saved = trained(lr=0.3, damping=0.5, momentum=0.1, weight_decay=0.2).state_dict()
+    optimizer = KFAC(network())
+    optimizer.load_state_dict(saved)
+    group = optimizer.param_groups[0]
+    assert [group[k] for k in ("lr", "damping", "momentum", "weight_decay")] == [0.3, 0.5, 0.1, 0.2]
+
+
+def natural(state):
+    """The curvature in a state_dict."""
+    return state["param_groups"][0]["natural"]
+
+
+def test_training_after_loading_leaves_the_checkpoint_alone():
+    saved = saved_and_loaded(trained().state_dict())
+    before = copy.deepcopy(saved)
+    model = network()
+    optimizer = KFAC(model)
+    optimizer.load_state_dict(saved)
+    train(model, optimizer, batches(3))
+    for a, b in zip(natural(saved)["stacks"], natural(before)["stacks"], strict=True):
+        assert torch.equal(a["momentum"], b["momentum"])
+        assert str(a) == str(b)
+
+
+def test_a_fresh_optimizer_can_be_saved_and_loaded():
+    model, other = network(), network()
+    optimizer, plain = KFAC(model), KFAC(other)
+    optimizer.load_state_dict(saved_and_loaded(KFAC(network()).state_dict()))
+    train(model, optimizer, batches(2))
+    train(other, plain, batches(2))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_the_state_of_the_generator_travels():
+    generator = torch.Generator().manual_seed(3)
+    saved = saved_and_loaded(KFAC(network(), generator=generator).state_dict())
+    torch.randn(5, generator=generator)
+    other = torch.Generator().manual_seed(9)
+    KFAC(network(), generator=other).load_state_dict(saved)
+    assert torch.equal(other.get_state(), torch.Generator().manual_seed(3).get_state())

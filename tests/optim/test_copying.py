@@ -1,0 +1,116 @@
+"""Copies of model and optimizer, together and apart, by deepcopy and pickle; hooks of optimizers that are gone."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from heatbath.curvature import ExactFisher, Gaussian
+from heatbath.machines import Machine, load_machine, with_bits
+from heatbath.optim import KFAC, Policy
+from heatbath.solvers import Eigen, ThermodynamicSolve
+from tests.laws import batches, fresh, network, noise, parameters_of, train
+
+POLICY = Policy(factor_every=2, refresh_every=3, patience=0)
+MACHINE = Machine(with_bits(load_machine("tngd-2024"), matrix=8, drive=8, read=8))
+OPTIONS = {
+    "cholesky": lambda: {"policy": POLICY},
+    "eigen, corrected": lambda: {"policy": Policy(2, 3, 0, corrected=True), "solver": Eigen()},
+    "machine": lambda: {"policy": POLICY, "solver": ThermodynamicSolve(MACHINE), "generator": fresh(3)},
+    "exact Fisher": lambda: {"policy": Policy(2, 3, 0, fisher=ExactFisher(Gaussian()), reduction=None)},
+}
+COPIES: dict[str, Callable] = {"deepcopy": copy.deepcopy, "pickle": lambda pair: pickle.loads(pickle.dumps(pair))}
+
+
+def learn(model: nn.Module, optimizer: KFAC, data) -> None:
+    for x, y in data:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(optimizer.observe(model(x)), y).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES.keys())
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_copied_pair_goes_on_bit_equal_and_apart(options, copied, steps):
+    """In mid-interval and fresh; the original does not notice what happens to the copy."""
+    model = network()
+    optimizer = KFAC(model, lr=0.1, **options())
+    data = batches(steps + 6)
+    learn(model, optimizer, data[:steps])
+    other, twin = copied((model, optimizer))
+    before = parameters_of(model)
+    learn(other, twin, data[steps:])
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    assert optimizer.steps == steps
+    learn(model, optimizer, data[steps:])
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+    assert not any(p is q for p, q in zip(model.parameters(), other.parameters(), strict=True))
+    assert twin.report() == optimizer.report()
+
+
+def test_an_optimizer_copied_alone_has_a_model_of_its_own():
+    model = network()
+    optimizer = KFAC(model)
+    twin = copy.deepcopy(optimizer)
+    assert twin.model is not model
+    train(twin.model, twin, batches(2))
+    assert twin.steps == 2
+    assert optimizer.steps == 0
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES.keys())
+def test_a_model_copied_alone_is_watched_by_nobody_and_carries_no_factors(copied):
+    """As an average of weights is (`torch.optim.swa_utils`)."""
+    model = network()
+    optimizer = KFAC(model)
+    train(model, optimizer, batches(2))
+    twin = copied(model)
+    nn.functional.cross_entropy(twin(batches(1)[0][0]), batches(1)[0][1]).backward()
+    assert not any(stack.sums.filled for stack in optimizer.stacks)
+    assert len(pickle.dumps(model)) < len(pickle.dumps((model, optimizer))) / 2
+    average = torch.optim.swa_utils.AveragedModel(model)
+    average.update_parameters(model)
+    assert torch.isfinite(average(noise(2, 4))).all()
+
+
+def test_an_optimizer_that_is_gone_takes_its_hooks_along():
+    """Sweeps build many optimizers on one model."""
+    model = network()
+    before = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    for _ in range(3):
+        optimizer = KFAC(model)
+        train(model, optimizer, batches(1))
+        gone = weakref.ref(optimizer)
+        del optimizer
+        gc.collect()
+        assert gone() is None
+        assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()] == before
+
+
+def test_two_optimizers_on_one_model_see_the_same():
+    model = network()
+    one, two = KFAC(model, lr=0.0, damping=1.0), KFAC(model, lr=0.0, damping=1.0)
+    x, y = batches(1)[0]
+    nn.functional.cross_entropy(model(x), y).backward()
+    for a, b in zip(one.stacks, two.stacks, strict=True):
+        assert torch.equal(a.sums.hold()[0], b.sums.hold()[0])
+
+
+def test_functional_calls_with_other_parameters_are_not_captured():
+    """Meta-learning and ensembles run the module with tensors that are not its own."""
+    model = network()
+    optimizer = KFAC(model)
+    lent = {name: (2 * p).detach().requires_grad_() for name, p in model.named_parameters()}
+    torch.func.functional_call(model, lent, (noise(3, 4),)).sum().backward()
+    assert not any(stack.sums.filled for stack in optimizer.stacks)
+    gradients = torch.func.vmap(torch.func.grad(lambda p, x: torch.func.functional_call(model, p, (x,)).sum()), (None, 0))
+    assert gradients(dict(model.named_parameters()), noise(3, 4))["0.weight"].shape == (3, 5, 4)
+    assert not any(stack.sums.filled for stack in optimizer.stacks)

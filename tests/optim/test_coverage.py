@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from heatbath.optim import KFAC, Policy
+from tests.laws import Scale
+
+
+def model() -> nn.Module:
+    net = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2), nn.Flatten(), Scale(6), nn.Linear(6, 5), nn.Linear(5, 2))
+    net[3].requires_grad_(False)
+    return net
+
+
+def test_every_parameter_is_listed_once():
+    net = model()
+    coverage = KFAC(net).coverage()
+    assert sum(row.parameters for row in coverage.rows) == sum(p.numel() for p in net.parameters())
+    assert coverage.count("kfac") == 2 * 3 * 19 + 2 * 6
+    assert coverage.count("adamw") == 6
+    assert coverage.count("frozen") == 35
+    assert [(r.name, r.kind, r.treatment) for r in coverage.rows] == [
+        ("0", "Conv2d", "kfac 2×3×19"),
+        ("4", "Linear", "kfac 2×6"),
+        ("2.scale", "Scale", "adamw"),
+        ("3.weight", "Linear", "frozen"),
+        ("3.bias", "Linear", "frozen"),
+    ]
+
+
+def test_printed_it_is_a_table_with_a_total():
+    lines = str(KFAC(model()).coverage()).splitlines()
+    assert lines[0].split() == ["layer", "kind", "treatment", "parameters"]
+    assert set(lines[1]) == {"-", " "}
+    assert lines[2].split() == ["0", "Conv2d", "kfac", "2×3×19", "114"]
+    assert lines[-1].startswith("126 of 132 trainable numbers by curvature; state ")
+
+
+def test_a_model_that_is_one_layer_has_a_name():
+    assert KFAC(nn.Linear(2, 2)).coverage().rows[0].name == "(model)"
+
+
+def test_a_skipped_layer_is_under_adamw_with_its_kind():
+    rows = KFAC(model(), policy=Policy(skip=lambda name, module: name == "4")).coverage().rows
+    assert ("4.weight", "Linear", "adamw") in [(r.name, r.kind, r.treatment) for r in rows]
+
+
+def test_state_bytes_are_those_of_every_tensor_held():
+    """One Linear(3, 2) in float32: averages, inverses and momentum, and the sums where they are held."""
+    net = nn.Linear(3, 2)
+    optimizer = KFAC(net)
+    before = optimizer.coverage().state_bytes
+    F.cross_entropy(net(torch.ones(4, 3)), torch.zeros(4).long()).backward()
+    optimizer.step()
+    factors, update = (2 * 2 + 4 * 4) * 4, 2 * 4 * 4
+    outcomes = 2
+    assert optimizer.coverage().state_bytes == before + 2 * factors + outcomes + update
