@@ -13,19 +13,27 @@ SCHEDULE = Schedule(1e-5, 1e-6)
 @pytest.mark.parametrize(
     "matrix,error,message",
     [
-        ([[1.0]], TypeError, "a matrix must be a torch.Tensor, got list"),
-        (torch.eye(2).half(), TypeError, r"a matrix must be float32 or float64, got torch.float16; convert it with .float\(\)"),
-        (torch.eye(2).long(), TypeError, "a matrix must be float32 or float64, got torch.int64"),
-        (torch.ones(3), ValueError, r"square matrices \[\*stack, n, n\], got shape \(3,\)"),
-        (torch.ones(3, 4), ValueError, r"square matrices \[\*stack, n, n\], got shape \(3, 4\)"),
-        (torch.ones(0, 0), ValueError, r"square matrices \[\*stack, n, n\], got shape \(0, 0\)"),
+        ([[1.0]], TypeError, "the matrix must be a torch.Tensor, got list"),
+        (
+            torch.eye(2).half(),
+            TypeError,
+            r"the matrix must be float32 or float64, got torch.float16; convert it with .float\(\) or .double\(\)",
+        ),
+        (torch.eye(2).long(), TypeError, "the matrix must be float32 or float64, got torch.int64"),
+        (torch.ones(3), ValueError, r"must be square, \[\*stack, n, n\], got shape \(3,\)"),
+        (torch.ones(3, 4), ValueError, r"must be square, \[\*stack, n, n\], got shape \(3, 4\)"),
+        (torch.ones(0, 0), ValueError, r"must be square, \[\*stack, n, n\], got shape \(0, 0\)"),
         (
             torch.tensor([[1.0, 0.5], [0.0, 1.0]]),
             ValueError,
             r"not symmetric: \|A − Aᵀ\| reaches 5.0e-01 of its largest entry; use",
         ),
-        (torch.full((2, 2), torch.nan), ValueError, "the matrix holds NaN or inf; look at the gradients or activations"),
-        (torch.full((2, 2), torch.inf), ValueError, "the matrix holds NaN or inf"),
+        (
+            torch.full((2, 2), torch.nan),
+            ValueError,
+            "the matrix holds 4 entries that are NaN or inf, of 4; look at what it was made from",
+        ),
+        (torch.full((2, 2), torch.inf), ValueError, "the matrix holds 4 entries that are NaN or inf"),
         (
             torch.eye(9),
             ValueError,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from heatbath.machines.fast import FastLaw
@@ -13,6 +12,7 @@ from heatbath.machines.programmed import Programmed
 from heatbath.machines.schedule import Schedule
 from heatbath.machines.signals import Cells, Clock
 from heatbath.machines.spec import MachineSpec
+from heatbath.operators import check_symmetric
 
 
 class Derivation(Protocol):
@@ -34,26 +34,13 @@ def check_matrix(matrix: Tensor, spec: MachineSpec, *, values: bool = True) -> N
         TypeError: not a tensor, or not float32 or float64.
         ValueError: not square, empty, larger than the machine, not finite, not symmetric.
     """
-    if not isinstance(matrix, Tensor):
-        raise TypeError(f"a matrix must be a torch.Tensor, got {type(matrix).__name__}")
-    if matrix.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"a matrix must be float32 or float64, got {matrix.dtype}; convert it with .float()")
-    if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2] or matrix.numel() == 0:
-        raise ValueError(f"a machine needs square matrices [*stack, n, n], got shape {tuple(matrix.shape)}")
+    check_symmetric(matrix, values=values)
     n = matrix.shape[-1]
     if spec.cells is not None and n > spec.cells:
         raise ValueError(
             f"a matrix of size {n} needs {n} cells, machine {spec.name!r} has {spec.cells}; "
             "use a larger machine, split the matrix into blocks, or leave this layer to a digital solver"
         )
-    if values:
-        if not bool(torch.isfinite(matrix).all()):
-            raise ValueError("the matrix holds NaN or inf; look at the gradients or activations it was made from")
-        size = matrix.abs().amax((-2, -1))
-        skew = (matrix - matrix.mT).abs().amax((-2, -1))
-        if bool((skew > torch.finfo(matrix.dtype).eps ** 0.5 * size).any()):
-            worst = float((skew / size).nan_to_num().max())
-            raise ValueError(f"the matrix is not symmetric: |A − Aᵀ| reaches {worst:.1e} of its largest entry; use (A + Aᵀ)/2")
 
 
 def check_mean(spec: MachineSpec) -> None:

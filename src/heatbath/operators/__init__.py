@@ -6,6 +6,7 @@ from heatbath.operators.block_diagonal import join_features as join_features
 from heatbath.operators.block_diagonal import split_features as split_features
 from heatbath.operators.dense import Dense as Dense
 from heatbath.operators.diagonal import Diagonal as Diagonal
+from heatbath.operators.door import check_symmetric as check_symmetric
 from heatbath.operators.eigen_corrected import EigenCorrected as EigenCorrected
 from heatbath.operators.kronecker import Kronecker as Kronecker
 from heatbath.operators.shifted import Shifted as Shifted

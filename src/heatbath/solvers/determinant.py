@@ -25,9 +25,9 @@ from torch import Tensor
 
 from heatbath.machines import Faulty, Machine, Schedule
 from heatbath.machines.process import read_correlation
-from heatbath.operators import Dense
+from heatbath.operators import Dense, check_symmetric
 from heatbath.solvers.base import Outcome, Solver
-from heatbath.solvers.door import check_cells, check_definite, check_matrix, one_of
+from heatbath.solvers.door import check_cells, check_definite, one_of
 from heatbath.solvers.factorwise import worse
 from heatbath.solvers.held import outcome_of
 from heatbath.solvers.inverse import Inverse
@@ -69,7 +69,7 @@ def logdet(
             both `solver` and `machine`, or a read-out without a machine.
     """
     one_of(solver, machine)
-    check_matrix(matrix)
+    check_symmetric(matrix)
     check_cells(matrix, machine)
     if points < 1 or (readout is not None and machine is None):
         raise ValueError(f"logdet needs points >= 1, and a machine for a read-out, got points={points}, readout={readout}")

@@ -26,10 +26,10 @@ from torch import Tensor
 
 from heatbath.machines import CorrelatedNoise, Machine, read_autocovariance
 from heatbath.machines.process import phi, read_correlation
-from heatbath.operators import Dense
+from heatbath.operators import Dense, check_symmetric
 from heatbath.solvers.base import Outcome, Solver
 from heatbath.solvers.determinant import READS, RELAXATIONS
-from heatbath.solvers.door import check_cells, check_definite, check_matrix, one_of
+from heatbath.solvers.door import check_cells, check_definite, one_of
 from heatbath.solvers.eigen import Eigen
 from heatbath.solvers.factorwise import worse
 from heatbath.solvers.lyapunov import check_overdamped
@@ -70,7 +70,7 @@ def expm_neg(
             number of pairs that is not positive; both `solver` and `machine`, or pairs without a machine.
     """
     one_of(solver, machine)
-    check_matrix(matrix)
+    check_symmetric(matrix)
     check_cells(matrix, machine)
     if not time > 0 or not math.isfinite(time) or degree < 1 or (pairs is not None and pairs < 1):
         raise ValueError(f"expm_neg needs positive time, degree and pairs, got time={time}, degree={degree}, pairs={pairs}")

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from heatbath.machines import Faulty, Machine
-from heatbath.operators import Dense
+from heatbath.operators import Dense, check_symmetric
 from heatbath.solvers.base import Outcome, Solver
 from heatbath.solvers.cholesky import Cholesky
 from heatbath.solvers.determinant import logdet as logdet
-from heatbath.solvers.door import check_cells, check_definite, check_matrix, check_rows, one_of
+from heatbath.solvers.door import check_cells, check_definite, check_rows, one_of
 from heatbath.solvers.exponential import expm_neg as expm_neg
 from heatbath.solvers.factorwise import worse
 from heatbath.solvers.inverse import Inverse
@@ -150,7 +150,7 @@ def inv(
 def _examine(matrix: Tensor, solver: object, machine: Machine | Faulty | None) -> Tensor:
     """Check a matrix; its eigenvalues, ascending, `[*stack, n]` in float64."""
     one_of(solver, machine)
-    check_matrix(matrix)
+    check_symmetric(matrix)
     check_cells(matrix, machine)
     values = torch.linalg.eigvalsh(matrix.double())
     check_definite(values)

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from heatbath.machines import CorrelatedNoise, Faulty, Machine
 from heatbath.machines.process import read_correlation
-from heatbath.operators import Dense, Operator, tree
+from heatbath.operators import Dense, Operator, check_symmetric, tree
 from heatbath.solvers.base import Outcome, Solver
 from heatbath.solvers.determinant import READS, RELAXATIONS
-from heatbath.solvers.door import check_cells, check_definite, check_matrix, one_of
+from heatbath.solvers.door import check_cells, check_definite, one_of
 from heatbath.solvers.eigen import Eigen
 from heatbath.solvers.factorwise import worse
 from heatbath.solvers.held import outcome_of
@@ -100,8 +100,8 @@ def lyapunov(
             semidefinite, or cells that ring.
     """
     one_of(solver, machine)
-    check_matrix(matrix)
-    check_matrix(source, "the source")
+    check_symmetric(matrix)
+    check_symmetric(source, "the source")
     check_cells(matrix, machine)
     if source.shape != matrix.shape or source.dtype != matrix.dtype:
         raise ValueError(
