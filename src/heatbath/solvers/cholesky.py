@@ -1,8 +1,8 @@
 """Cholesky: M = L Lᵀ, M⁻¹ = L⁻ᵀ L⁻¹, the digital standard for symmetric positive definite systems.
 
 Cost n³/3 + 2n³/3 operations a refresh and 2n² a right-hand side. On an H100 in float32 a stack of 12 matrices of 768 takes
-4.6 ms, against 96 ms for an eigendecomposition. Failure (a matrix that is not positive definite) is reported on the device as
-an outcome, never raised, so a refresh waits for nothing.
+about 6 ms (1.3 to factor, 4.6 to invert), against 96 ms for an eigendecomposition. Failure (a matrix that is not positive
+definite) is reported on the device as an outcome, never raised, so a refresh waits for nothing.
 """
 
 from __future__ import annotations
