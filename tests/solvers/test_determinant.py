@@ -58,6 +58,7 @@ def test_time_buys_accuracy_at_one_over_the_root() -> None:
 
 
 def test_rounded_entries_are_in_the_error_bar() -> None:
+    # The bits, the condition number and the bounds below were chosen until this passed: a sanity check, not a derived law.
     copies = 200
     spec = MachineSpec(name="rounded", tau=TAU, noise_volts_rms=1e-3, matrix_bits=6)
     matrix = spd(copies, n=5, condition=5)

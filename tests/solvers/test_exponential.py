@@ -88,6 +88,7 @@ def test_variance_of_a_lagged_covariance_is_isserlis_sum() -> None:
 
 
 def test_rounded_entries_are_in_the_error_bar() -> None:
+    # The bits, the condition number and the bounds below were chosen until this passed: a sanity check, not a derived law.
     spec = MachineSpec(name="rounded", tau=TAU, noise_volts_rms=1e-3, matrix_bits=5)
     matrix = spd(10, n=4)
     fine = expm_neg(matrix, 1.0, machine=NOISY, pairs=4000, generator=fresh(1))

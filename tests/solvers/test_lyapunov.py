@@ -83,6 +83,7 @@ def test_default_read_out_is_settled() -> None:
 
 
 def test_rounded_entries_are_in_the_error_bar() -> None:
+    # The bits, the condition number and the bounds below were chosen until this passed: a sanity check, not a derived law.
     spec = MachineSpec(name="rounded", tau=TAU, noise_volts_rms=1e-3, matrix_bits=7)
     matrix, source = spd(200, n=4, condition=10), spd(200, n=4, seed=2)
     readout = Fluctuations(20_000, 100 * TAU, 2000 * TAU)
