@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from heatbath import cli
+from heatbath.cli.terminal import DIVERGED, INTERRUPTED, unused
 from heatbath.experiments import read_record
 
 SMALL = ["train", "digits-mlp", "--steps", "12"]
@@ -79,10 +80,10 @@ def test_a_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_default_folders_are_numbered(tmp_path: Path) -> None:
-    assert cli._unused(tmp_path / "demo") == tmp_path / "demo"
+    assert unused(tmp_path / "demo") == tmp_path / "demo"
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo-2").mkdir()
-    assert cli._unused(tmp_path / "demo") == tmp_path / "demo-3"
+    assert unused(tmp_path / "demo") == tmp_path / "demo-3"
 
 
 @pytest.mark.slow
@@ -103,7 +104,7 @@ def test_train_leaves_record_checkpoint_report_and_tensorboard_and_resumes(tmp_p
 @pytest.mark.slow
 def test_a_run_that_diverges_ends_with_exit_code_1_and_advice(tmp_path: Path) -> None:
     result = call(*SMALL, "--optimizer", "sgd", "--lr", "1e30", "--out", tmp_path / "run")
-    assert result.exit_code == cli.DIVERGED
+    assert result.exit_code == DIVERGED
     assert "lower --lr (now 1e+30)" in result.stderr
 
 
@@ -124,7 +125,7 @@ def test_an_interrupted_run_ends_with_exit_code_130_and_says_how_to_go_on(
 
     monkeypatch.setattr(ProgressBar, "row", row)
     result = call(*SMALL, "--out", tmp_path / "run")
-    assert result.exit_code == cli.INTERRUPTED
+    assert result.exit_code == INTERRUPTED
     assert "to go on:" in result.stderr
     assert "--resume" in result.stderr
     assert str(tmp_path / "run" / "run.jsonl") in result.stdout.replace("\n", "")
@@ -132,7 +133,7 @@ def test_an_interrupted_run_ends_with_exit_code_130_and_says_how_to_go_on(
 
 @pytest.mark.slow
 def test_the_demo_compares_four_runs_and_leaves_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "DEMO_STEPS", 6)
+    monkeypatch.setattr(cli.demo, "DEMO_STEPS", 6)
     result = call("demo", "--out", tmp_path / "demo")
     assert result.exit_code == 0, result.output
     for words in ("AdamW", "K-FAC, Cholesky", "thermodynamic inverse", "thermodynamic solve", "steps to", "predicted"):
