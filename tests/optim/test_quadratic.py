@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -123,7 +124,8 @@ def test_with_plain_gradients_on_a_quadratic_it_is_conjugate_gradients():
     joint = torch.cat((x, torch.ones(30, 1).double()), 1)
     truth = torch.linalg.lstsq(joint, y).solution.mT
     torch.testing.assert_close(torch.cat((model.weight, model.bias[:, None]), 1).detach(), truth, rtol=1e-8, atol=1e-10)
-    assert losses == sorted(losses, reverse=True)
+    rounding = 1e-12  # at the optimum the loss stands still up to it
+    assert all(after <= before * (1 + rounding) for before, after in itertools.pairwise(losses))
 
 
 def test_law_12_one_step_solves_least_squares_whatever_the_rate_of_the_curvature():
