@@ -1,1 +1,6 @@
-"""The machine read as a probability distribution."""
+"""The machine at work beyond training: quadratic programs, samples, posteriors."""
+
+from heatbath.samplers.quadratic_program import Optimum as Optimum
+from heatbath.samplers.quadratic_program import QuadraticProgram as QuadraticProgram
+from heatbath.samplers.quadratic_program import Status as Status
+from heatbath.samplers.quadratic_program import solve_quadratic_program as solve_quadratic_program
