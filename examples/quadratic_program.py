@@ -2,8 +2,8 @@
 
     python examples/quadratic_program.py --out docs/figures
 
-Both are convex quadratic programs. An interior-point method on the digital side sends its linear systems to a solver:
-Cholesky, or a machine of a few bits. The figure shows the error of every iterate; the table what the machine's converters do to it.
+Both are convex quadratic programs. An interior-point method on the digital side sends its linear systems to a solver, Cholesky
+or a machine of a few bits. The figure shows the error of every iterate; the table what the machine's converters do to it.
 """
 
 import argparse
