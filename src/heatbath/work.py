@@ -51,6 +51,7 @@ class Job:
         read_seconds: analog time of the reading, for each drive.
         conversions_in: digital-to-analog conversions for each drive.
         conversions_out: analog-to-digital conversions for each drive.
+        updates: random updates of single cells for each drive, on machines made of probabilistic bits.
     """
 
     machine: str
@@ -63,6 +64,7 @@ class Job:
     read_seconds: float = 0.0
     conversions_in: int = 0
     conversions_out: int = 0
+    updates: float = 0.0
 
 
 def _merge(a: Mapping[Any, float], b: Mapping[Any, float]) -> dict[Any, float]:

@@ -12,11 +12,14 @@ from heatbath.costs.analog import job_bill
 from heatbath.costs.bill import Bill
 from heatbath.costs.digital import Digital
 from heatbath.costs.fleet import assign
-from heatbath.machines import MachineSpec, presets
+from heatbath.costs.pbits import pbit_bill
+from heatbath.machines import MachineSpec, PbitSpec, pbit_presets, presets
 from heatbath.work import Job, Work
 
+Spec = MachineSpec | PbitSpec
 
-def price(work: Work, *, digital: Digital, machines: Mapping[str, MachineSpec] | None = None, copies: int = 1) -> Bill:
+
+def price(work: Work, *, digital: Digital, machines: Mapping[str, Spec] | None = None, copies: int = 1) -> Bill:
     """What `work` costs.
 
     Price the work of one step and scale the bill, rather than the other way round: kernels and jobs of one `Work` are taken to
@@ -31,19 +34,24 @@ def price(work: Work, *, digital: Digital, machines: Mapping[str, MachineSpec] |
     Raises:
         ValueError: a job on a machine that is not in `machines`, or with more cells than it has; fewer than one copy.
     """
-    machines = presets() if machines is None else machines
+    machines = {**presets(), **pbit_presets()} if machines is None else machines
     if copies < 1:
         raise ValueError(f"copies must be at least 1, got {copies}")
     fleets: dict[str, list[tuple[Bill, float]]] = {}
     for job, count in work.jobs.items():
-        fleets.setdefault(job.machine, []).append((job_bill(job, _machine(job, machines)), count))
+        fleets.setdefault(job.machine, []).append((_job_bill(job, machines), count))
     bill = _digital_bill(work, digital)
     if fleets:
         bill = bill + _fleets_bill([_fleet_bill(jobs, copies) for jobs in fleets.values()])
     return bill
 
 
-def _machine(job: Job, machines: Mapping[str, MachineSpec]) -> MachineSpec:
+def _job_bill(job: Job, machines: Mapping[str, Spec]) -> Bill:
+    spec = _machine(job, machines)
+    return pbit_bill(job, spec) if isinstance(spec, PbitSpec) else job_bill(job, spec)
+
+
+def _machine(job: Job, machines: Mapping[str, Spec]) -> Spec:
     if job.machine not in machines:
         known = ", ".join(machines) or "none"
         raise ValueError(f"the work visited machine {job.machine!r}, given are {known}; pass it in machines={{name: spec}}")

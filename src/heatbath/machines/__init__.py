@@ -14,8 +14,15 @@ from heatbath.machines.figures import Figures as Figures
 from heatbath.machines.figures import figures as figures
 from heatbath.machines.figures import settle_seconds as settle_seconds
 from heatbath.machines.figures import settled_schedule as settled_schedule
+from heatbath.machines.ising import Ising as Ising
 from heatbath.machines.law import Law as Law
 from heatbath.machines.machine import Machine as Machine
+from heatbath.machines.pbits import Order as Order
+from heatbath.machines.pbits import PbitMachine as PbitMachine
+from heatbath.machines.pbits import PbitNetwork as PbitNetwork
+from heatbath.machines.pbits import PbitSpec as PbitSpec
+from heatbath.machines.pbits import Samples as Samples
+from heatbath.machines.pbits import pbit_presets as pbit_presets
 from heatbath.machines.presets import presets as presets
 from heatbath.machines.programmed import CovarianceReading as CovarianceReading
 from heatbath.machines.programmed import Programmed as Programmed
