@@ -8,7 +8,9 @@ from heatbath.costs.digital import Digital as Digital
 from heatbath.costs.digital import Timing as Timing
 from heatbath.costs.fleet import assign as assign
 from heatbath.costs.fleet import makespan as makespan
+from heatbath.costs.floors import Floors as Floors
 from heatbath.costs.floors import analog_floor as analog_floor
+from heatbath.costs.floors import floors as floors
 from heatbath.costs.floors import landauer as landauer
 from heatbath.costs.presets import h100 as h100
 from heatbath.costs.presets import probe_cpu as probe_cpu

@@ -55,7 +55,7 @@ class Axis:
 
 def curves(records: Sequence[Record], axis: Axis) -> Figure:
     """One line per run, and the target where the metric is the judged one."""
-    with _style():
+    with style():
         figure = Figure(figsize=(6.2, 3.9), layout="constrained")
         axes = figure.add_subplot()
         for i, record in enumerate(records):
@@ -101,7 +101,8 @@ def trailing_mean(values: Sequence[float], window: int) -> list[float]:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
+    """The look of all figures: ink that follows the page's colour."""
     names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
     settings: Any = dict.fromkeys(names, INK)  # Any: keys are a closed set of literals in the stubs
     with matplotlib.rc_context({**settings, "font.size": 11, "svg.fonttype": "none", "svg.hashsalt": "heatbath"}):
@@ -116,7 +117,7 @@ def inline_svg(figure: Figure, *, name: str) -> str:
         name: unique in the page; keeps the identifiers of several figures apart.
     """
     buffer = io.StringIO()
-    with _style():
+    with style():
         figure.savefig(
             buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Type": None, "Format": None}
         )
@@ -136,7 +137,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    with _style():
+    with style():
         figure.savefig(path, dpi=150, facecolor="white")
 
 
