@@ -25,6 +25,8 @@ from heatbath.machines.spec import MachineSpec as MachineSpec
 from heatbath.machines.spec import describe as describe
 from heatbath.machines.spec import spec_from as spec_from
 from heatbath.machines.spec import with_bits as with_bits
+from heatbath.machines.spice import Netlist as Netlist
+from heatbath.machines.spice import netlist as netlist
 from heatbath.machines.stepper import Euler as Euler
 from heatbath.machines.stepper import ReadByRead as ReadByRead
 from heatbath.machines.stepper import Stepper as Stepper
