@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from heatbath.cli import demo, lists, report, train
+from heatbath.cli import demo, lists, machine, report, solve, spice, train
 
 app = typer.Typer(
     help="Second-order training of neural networks on an emulated thermodynamic computer.",
@@ -45,5 +45,8 @@ def _root(
 app.command()(demo.demo)
 app.command()(train.train)
 app.command()(report.report)
+app.command()(solve.solve)
+app.command()(spice.spice)
+app.add_typer(machine.app, name="machine")
 app.command()(lists.machines)
 app.command("recipes")(lists.recipes)
