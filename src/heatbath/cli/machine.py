@@ -27,14 +27,7 @@ def check(
 ) -> None:
     """Validate a machine and derive what follows: settling, usable condition numbers, errors, time and energy of a solve."""
     with mistakes():
-        from heatbath.experiments.machine_report import (
-            bills_table,
-            check_machine,
-            fields_table,
-            figures_table,
-            left_out,
-            limits,
-        )
+        from heatbath.experiments import machine_report as report
         from heatbath.experiments.optimizers import machine_spec
 
         spec = machine_spec(machine, bits)
@@ -49,8 +42,6 @@ def check(
         for name, value in report.limits(checked):
             terminal.print(f"{name}: {value}", highlight=False)
         if spec.coupling is not None:
-            terminal.print(
-                "coupled by capacitances: the mean is no solution, only the covariance is the inverse", highlight=False
-            )
+            terminal.print("coupled by capacitances: the mean is no solution, the covariance is the inverse", highlight=False)
         terminal.print(report.bills_table(checked))
         terminal.print(f"{machine}: a valid machine", style="green", highlight=False)

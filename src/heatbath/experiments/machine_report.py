@@ -59,13 +59,15 @@ def check_machine(spec: MachineSpec, *, cells: int, conditions: Sequence[float])
     """Derive the figures of a machine for matrices of one size and several condition numbers.
 
     Raises:
-        ValueError: a size below 2, above the machine's or above 4,096, or a condition number below 1.
+        ValueError: a size below 1, above the machine's or above 4,096, or a condition number below 1.
     """
     if cells > LARGEST:
-        raise ValueError(f"--cells must be at most {LARGEST}, got {cells}; times and errors grow evenly beyond")
+        raise ValueError(f"a machine is checked for matrices of at most {LARGEST} cells, got {cells}; take fewer")
     derived = tuple(figures(spec, cells=cells, condition=condition) for condition in conditions)
     simulated_cells = min(cells, SIMULATED)
-    simulated = simulated_condition(spec, cells=simulated_cells, generator=torch.Generator().manual_seed(0))
+    simulated = None
+    if cells > 1:
+        simulated = simulated_condition(spec, cells=simulated_cells, generator=torch.Generator().manual_seed(0))
     machine = Machine(spec)
     programmed = machine.program(
         torch.eye(cells, dtype=torch.float64), law=FastLaw, check=False
@@ -155,10 +157,7 @@ def limits(check: Check) -> list[tuple[str, str]]:
     rows = [
         ("largest usable condition number, by rule", f"{rule} (rounding error ½)"),
         ("  simulated", f"{seen} (inverse of what is held off by half, size {check.simulated_cells})"),
-        (
-            "noise of a cell of conductance 1",
-            "none" if spec.noise == 0 else f"{with_unit(spec.noise**0.5 * spec.volts, 'V')} rms",
-        ),
+        ("noise of a cell of conductance 1", rms),
         ("  error of one read of a unit vector", f"{first.noise_error:.1e}"),
     ]
     if spec.read_bits is not None:

@@ -6,8 +6,8 @@ give mean and variance of every reading in closed form. With the true answer x*,
     E‖x − x*‖² = ‖E x − x*‖² + Σ_i Var x_i,      Var x_i = scale² (Σ_k U_ik² Var_k + read noise/k + LSB²/12k)
 
 where E x carries what rounding, mismatch, offsets and too short a time do, the same at each use, and Var what averaging over
-repetitions would remove. Not in it: noise that differs between cells (`noise_mismatch`), clipping, and the bias of averages
-that are not dithered.
+repetitions would remove. Not in it: noise that differs between cells (`noise_mismatch`), clipping, the bias of averages that
+are not dithered, and that noise may carry a reading over into the next range of its converter.
 """
 
 from __future__ import annotations
