@@ -71,12 +71,12 @@ def test_spice_writes_what_ngspice_reads_or_prints_it(files: Path) -> None:
     printed = call(*words)
     assert printed.exit_code == 0, printed.output
     assert printed.stdout.rstrip().endswith(".end")
-    assert "TRNOISE" in printed.stdout
+    assert "TRRANDOM" in printed.stdout
     out = files / "a.cir"
     done = call(*words, "--no-noise", "--average", 0, "--settle", 1e-5, "--out", out)
     assert f"{out}: 6 cells of mine, 1e-05 s" in done.stdout
     text = out.read_text()
-    assert "TRNOISE" not in text
+    assert "TRRANDOM" not in text
     assert "FIND v(x6) AT=1e-05" in text
     column = call(*words[:5])
     assert "Vdrive1 d1 0 DC -1\n" in column.stdout  # without --rhs: a unit vector

@@ -113,7 +113,7 @@ def effective(decay: float, count: int) -> float:
 def test_noise_has_the_mean_and_covariance_of_the_law(changes: dict[str, float], tmp_path: Path) -> None:
     noise, n = 0.1**2, 3
     spec = MachineSpec(**{"name": "m", "tau": 1e-6, "noise_volts_rms": 0.1, **changes})
-    programmed, got = circuit(spec, spd(n, 4.0, seed=3), DRIVE[:n], Schedule(1500e-6, 500e-6))
+    programmed, got = circuit(spec, spd(n, 4.0, seed=3), DRIVE[:n], Schedule(1000e-6, 500e-6))
     assert got.knot is not None
     held, cells = programmed.held.numpy(), programmed.cells
     speed = np.ones(n) if cells.speed is None else cells.speed.numpy()
@@ -129,16 +129,13 @@ def test_noise_has_the_mean_and_covariance_of_the_law(changes: dict[str, float],
     modal = ((around / root) @ modes)[int(12 / rates[0] / got.knot * 1e-6) :]
     count = len(modal)
     assert count > 0.9 * got.seconds / got.knot
-    # at the joints of its straight lines the noise is y ← r y + b₀ ξ + b₁ ξ', with the integrals of e^{-λs} against both halves
-    theta = rates * got.knot / 1e-6
-    decay = np.exp(-theta)
-    late = (1 - (1 - decay) / theta) / rates
-    early = (1 - decay) / rates - late
-    both = np.outer(early, early) + np.outer(late, late) + np.outer(decay * late, early) + np.outer(early, decay * late)
-    covariance = colour * both / (1 - np.outer(decay, decay)) * 2 * noise / (got.knot / 1e-6)
+    # between joints the noise is constant: y ← r y + ξ (1 − r)/λ
+    decay = np.exp(-rates * got.knot / 1e-6)
+    push = (1 - decay) / rates
+    covariance = colour * np.outer(push, push) / (1 - np.outer(decay, decay)) * 2 * noise / (got.knot / 1e-6)
     law = 2 * noise * colour / (rates[:, None] + rates)  # A⁻¹/β for cells that are alike
     spread = np.sqrt(np.outer(np.diag(law), np.diag(law)))
-    assert (np.abs(covariance - law) / spread).max() < 0.5 / KNOTS + 1e-3  # white enough
+    assert (np.abs(covariance - law) / spread).max() < 1 / KNOTS**2  # white enough
     z = [abs(modal[:, i].mean()) / np.sqrt(covariance[i, i] / effective(decay[i], count)) for i in range(n)]
     for i in range(n):
         for j in range(i + 1):
@@ -191,6 +188,19 @@ def test_rails_hold_the_cells(tmp_path: Path) -> None:
     assert measurements(louder, tmp_path) == pytest.approx(1.0 + 2.0 / (CLAMP + 1), abs=1e-5)
 
 
+@needs_ngspice
+def test_a_seed_repeats_the_noise(tmp_path: Path) -> None:
+    machine = Machine(MachineSpec(name="m", tau=1e-6, noise_volts_rms=0.1))
+    programmed = machine.program(torch.eye(2, dtype=torch.float64))
+
+    def run(seed: int) -> np.ndarray:
+        got = netlist(machine, programmed, DRIVE[:2], schedule=Schedule(5e-6, 5e-6), seed=seed)
+        return measurements(got.text, tmp_path)
+
+    assert (run(1) == run(1)).all()
+    assert (run(1) != run(2)).all()
+
+
 def test_the_resistors_are_what_the_machine_holds() -> None:
     programmed, got = circuit(with_bits(CELL, matrix=6), spd(6, 6.0, seed=4), DRIVE, Schedule(50e-6, 0.0, 1))
     rebuilt = np.zeros((6, 6))
@@ -206,7 +216,7 @@ def test_thermal_noise_is_that_of_one_resistor() -> None:
     _, got = circuit(spec, torch.eye(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64), Schedule(50e-6, 0.0, 1))
     density = float(re.search(r"two-sided density (\S+) A", got.text).group(1))  # type: ignore[union-attr]
     assert density == pytest.approx(2 * 1.380649e-23 * 300 / 1e3, rel=1e-5)  # Johnson 1928, Nyquist 1928: 4kT/R one-sided
-    rms, knot = (float(v) for v in re.search(r"TRNOISE\((\S+) (\S+) 0 0\)", got.text).groups())  # type: ignore[union-attr]
+    knot, rms = (float(v) for v in re.search(r"TRRANDOM\(2 (\S+) 0 (\S+) 0\)", got.text).groups())  # type: ignore[union-attr]
     assert rms**2 * knot == pytest.approx(density, rel=1e-5)
     machine = Machine(spec)
     quiet = netlist(
@@ -216,7 +226,7 @@ def test_thermal_noise_is_that_of_one_resistor() -> None:
         schedule=Schedule(50e-6, 0.0, 1),
         noisy=False,
     )
-    assert "TRNOISE" not in quiet.text
+    assert "TRRANDOM" not in quiet.text
     assert quiet.knot is None
 
 

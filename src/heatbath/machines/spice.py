@@ -11,10 +11,11 @@ and noise sources: Aifer et al. 2023, arXiv 2308.05660; Donatella et al. 2024, a
 is formed by a summing amplifier and integrated through R and L in series: LC d²v/dt² + RC dv/dt = b̂ − Âv.
 
 **Noise.** dv = … + sqrt(2 σ²/τ) dW, σ² = V²/β (volts²), asks of i_n the two-sided spectral density S = C² 2σ²/τ = 2σ²C/R; for
-thermal noise, σ² = kT/C, that is 2kT/R, the Johnson noise of one resistor R. SPICE's `trnoise(a, Δ)` joins independent normal
-numbers of rms a, Δ apart, by straight lines; at low frequency its density is a²Δ, and sinc⁴(fΔ) times that above. So a =
-sqrt(S/Δ), and the variance of a mode of rate λ is too low by (7/15) λΔ/τ (mean of |u| under the cubic B-spline, the
-autocovariance of the joined lines), 1.2 % for the fastest mode with Δ a fortieth of its relaxation time.
+thermal noise, σ² = kT/C, that is 2kT/R, the Johnson noise of one resistor R. SPICE's `trrandom(2 Δ 0 a 0)` holds independent
+normal numbers of rms a for Δ each; its density is a²Δ sinc²(fΔ), so a = sqrt(S/Δ). On average in time the variance of a mode
+of rate λ is then too low by λΔ/3τ (a third is the mean of |u| under the triangle, the autocovariance of the held numbers):
+0.8 % for the fastest mode with Δ a fortieth of its relaxation time. (`trnoise` joins its numbers by lines, but seeds itself
+from the process in ngspice 39, so no run could be repeated.)
 """
 
 from __future__ import annotations
@@ -301,7 +302,7 @@ def _noise(programmed: Programmed, spec: MachineSpec, parts: _Parts, knot: float
     cells = programmed.cells
     density = 2 * spec.noise * parts.volts**2 * parts.farad / parts.ohm
     yield ""
-    yield f"* noise: two-sided density {density:.6g} A^2/Hz up to about {0.3 / knot:.3g} Hz;"
+    yield f"* noise: two-sided density {density:.6g} A^2/Hz up to about {0.44 / knot:.3g} Hz;"
     yield f"* a cell of conductance 1 without couplings fluctuates by {math.sqrt(spec.noise) * parts.volts:.6g} V rms"
     for k in range(programmed.size):
         if cells.alive is not None and not bool(cells.alive[k]):
@@ -310,7 +311,7 @@ def _noise(programmed: Programmed, spec: MachineSpec, parts: _Parts, knot: float
         if cells.speed is not None:
             factor /= float(cells.speed[k])  # noise that matches the capacitance, as in the law
         amplitude = math.sqrt(density * factor / knot)
-        yield f"Inoise{k + 1} 0 s{k + 1} DC 0 TRNOISE({amplitude:.9g} {knot:.12g} 0 0)"
+        yield f"Inoise{k + 1} 0 s{k + 1} DC 0 TRRANDOM(2 {knot:.12g} 0 {amplitude:.9g} 0)"
 
 
 def _analysis(programmed: Programmed, schedule: Schedule, step: float, seed: int | None) -> Iterator[str]:
