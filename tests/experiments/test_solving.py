@@ -97,6 +97,12 @@ def test_zeros_are_refused() -> None:
         Task(Machine(NOISY), "refined", MATRIX, torch.zeros(N, dtype=torch.float64))
 
 
+def test_what_is_singular_in_float64_is_refused() -> None:
+    task = Task(Machine(NOISY), "refined", torch.ones(2, 2, dtype=torch.float64), torch.ones(2, dtype=torch.float64))
+    with pytest.raises(ValueError, match="the matrix is singular in float64"):
+        _ = task.answer
+
+
 def test_the_bill_has_what_was_stated_and_says_what_was_not() -> None:
     task = Task(Machine(load_machine("tngd-2024")), "thermodynamic-solve", MATRIX, RHS)
     bill = bill_of(task, solve(task))

@@ -12,6 +12,7 @@ import io
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -69,10 +70,17 @@ class Task:
         if not bool(self.rhs.any()):
             raise ValueError("the right-hand side is all zeros, and so is the solution: nothing to measure an error against")
 
-    @property
+    @cached_property
     def answer(self) -> Tensor:
-        """M⁻¹b, by a digital solve in float64."""
-        return torch.cholesky_solve(self.rhs.reshape(-1, len(self.matrix)).mT, torch.linalg.cholesky(self.matrix)).mT
+        """M⁻¹b, rows, by a digital solve in float64.
+
+        Raises:
+            ValueError: a matrix that is singular in float64.
+        """
+        columns, info = torch.linalg.solve_ex(self.matrix, self.rhs.reshape(-1, len(self.matrix)).mT)
+        if int(info) or not bool(torch.isfinite(columns).all()):
+            raise ValueError("the matrix is singular in float64, so there is no solution to compare with; add to its diagonal")
+        return columns.mT
 
     def schedule(self, seconds: float | None = None) -> Schedule:
         """The machine's own schedule for a drive, or the same shortened or stretched to `seconds`."""
