@@ -119,7 +119,7 @@ SOLVE, SPICE = ["solve", "--rhs", "b.npy"], ["spice"]
         ([*SOLVE, "--matrix", "A.npy", "--solver", "crosbar"], "no machine solver 'crosbar'; did you mean crossbar"),
         ([*SOLVE, "--matrix", "A.npy", "--machine", "capacitive.toml"], "holds the matrix in capacitances"),
         ([*SOLVE, "--matrix", "A.npy", "--serial", "-1"], "serial and tolerance must be 0 or more, got -1"),
-        ([*SPICE, "--matrix", "huge.npy"], "a netlist of 65 cells has up to 4225 resistors; allowed are 64 cells"),
+        ([*SPICE, "--matrix", "huge.npy"], "a netlist of 65 cells has up to 4225 couplings; allowed are 64 cells"),
         ([*SPICE, "--matrix", "ill.npy", "--bits", "4"], "holds is not positive definite"),
         ([*SPICE, "--matrix", "A.npy", "--machine", "capacitive.toml"], "holds the matrix in capacitances"),
         ([*SPICE, "--matrix", "A.npy", "--rhs", "A.npy"], "one drive of shape [6], got (6, 6)"),

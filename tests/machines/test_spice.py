@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +10,11 @@ import pytest
 import torch
 
 from heatbath.machines import Machine, MachineSpec, Netlist, Programmed, Schedule, load_machine, netlist, with_bits
-from heatbath.machines.spice import CLAMP, KNOTS, STEPS
+from heatbath.machines.circuit import KNOTS, STEPS
+from heatbath.machines.spice import CLAMP
+from tests.machines.ngspice import curves, effective, needs_ngspice, simulate
 from tests.machines.truth import spd
 
-needs_ngspice = pytest.mark.skipif(
-    shutil.which("ngspice") is None, reason="ngspice is not on the path: install the Debian package ngspice to run this test"
-)
 CELL = MachineSpec(name="cell", resistance=2e3, capacitance=5e-10)  # tau = 1 µs
 DRIVE = torch.tensor([1.0, -0.5, 0.25, 0.8, 0.0, -0.3], dtype=torch.float64)
 
@@ -26,24 +23,6 @@ def circuit(spec: MachineSpec, matrix: torch.Tensor, drive: torch.Tensor, schedu
     machine = Machine(spec, serial=3)
     programmed = machine.program(matrix, generator=torch.Generator().manual_seed(0))
     return programmed, netlist(machine, programmed, drive, schedule=schedule)
-
-
-def simulate(text: str, folder: Path, *options: str) -> str:
-    (folder / "circuit.cir").write_text(text, encoding="ascii")
-    words = ["ngspice", "-b", *options, "circuit.cir"]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True, timeout=300)
-    assert "error" not in done.stdout.lower() + done.stderr.lower()
-    return done.stdout
-
-
-def curves(text: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Times `[t]` and voltages `[t, n]` of a simulation."""
-    simulate(text, folder, "-r", "circuit.raw")
-    data = (folder / "circuit.raw").read_bytes()
-    begin = data.index(b"Binary:\n")
-    variables = int(re.search(rb"No. Variables: *(\d+)", data[:begin]).group(1))  # type: ignore[union-attr]
-    rows = np.frombuffer(data[begin + len(b"Binary:\n") :], dtype="<f8").reshape(-1, variables)
-    return rows[:, 0], rows[:, 1:]
 
 
 def measurements(text: str, folder: Path) -> np.ndarray:
@@ -99,12 +78,6 @@ def test_finite_gain_adds_what_kirchhoff_says(tmp_path: Path) -> None:
     measured = curves(got.text, tmp_path)[1][-1]
     assert measured == pytest.approx(np.linalg.solve(loop, DRIVE.numpy()), abs=1e-8)
     assert np.abs(measured - got.settled.numpy()).max() > 1e-3
-
-
-def effective(decay: float, count: int) -> float:
-    """Independent samples that are worth `count` with autocovariance decay^lag, for their mean."""
-    lags = np.arange(1, count)
-    return float(count**2 / (count + 2 * ((count - lags) * decay**lags).sum()))
 
 
 @needs_ngspice
@@ -263,7 +236,7 @@ def test_dead_converters_are_named() -> None:
             Schedule(1e-6, 0.0, 1),
             r"holds one matrix, got a stack of shape \(3,\)",
         ),
-        ({}, torch.eye(65), torch.ones(65), Schedule(1e-6, 0.0, 1), "65 cells has up to 4225 resistors; allowed are 64 cells"),
+        ({}, torch.eye(65), torch.ones(65), Schedule(1e-6, 0.0, 1), "65 cells has up to 4225 couplings; allowed are 64 cells"),
         ({}, torch.eye(2), torch.ones(3), Schedule(1e-6, 0.0, 1), r"one drive of shape \[2\], got \(3,\)"),
         ({}, torch.eye(2), torch.ones(2), Schedule(1e-6, 1e-6, 4), "an average .* or one read .*, got reads=4"),
         (

@@ -22,11 +22,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from heatbath.machines.circuit import (
+    IDEAL_GAIN,
+    KNOTS,
+    STEPS,
+    Netlist,
+    Parts,
+    analysis,
+    ascii_comment,
+    check_circuit,
+    noise_sources,
+    parts_of,
+)
 from heatbath.machines.door import check_mean
 from heatbath.machines.frontend import convert_drive
 from heatbath.machines.machine import Machine
@@ -34,44 +45,7 @@ from heatbath.machines.programmed import Programmed
 from heatbath.machines.schedule import Schedule
 from heatbath.machines.spec import MachineSpec
 
-LARGEST = 64  # cells; a full array of 64 has 4,096 resistors
-RESISTANCE = 1e3  # ohm, where the specification states only tau; the law depends on R and C by their product alone
-IDEAL_GAIN = 1e9  # stands for an infinite open-loop gain: errs by 1e-9 (1 + Σ|Â_ij|)/λ_min
-STEPS = 20  # time steps in the fastest relaxation time: the trapezoidal rule errs by 1/4800 of a rate
-KNOTS = 40  # independent normal numbers in the fastest relaxation time
 CLAMP = 1e3  # conductance of the clamps at the rails, in units of 1/R
-
-
-@dataclass(frozen=True, eq=False)
-class Netlist:
-    """A circuit for one matrix and one drive, and what to expect of it.
-
-    Args:
-        text: the netlist; cell i is node `x{i}`, counted from 1.
-        scale: A⁻¹b per volt of a cell.
-        settled: Â⁻¹b̂ in volts for amplifiers of infinite gain, `[n]`.
-        seconds: how long it is simulated.
-        step: longest time step, in seconds.
-        knot: Δ, seconds between the independent numbers of a noise source; None without noise.
-    """
-
-    text: str
-    scale: float
-    settled: Tensor
-    seconds: float
-    step: float
-    knot: float | None
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """Nominal values: R, C, L, and V, the voltage that stands for 1."""
-
-    ohm: float
-    farad: float
-    henry: float | None
-    volts: float
-    gain: float
 
 
 def netlist(
@@ -104,7 +78,7 @@ def netlist(
     """
     spec = machine.spec
     _check(spec, programmed, drive, schedule)
-    parts = _parts(spec)
+    parts = parts_of(spec)
     sent = convert_drive(drive.reshape(1, -1), spec)
     division = _division(machine, programmed, drive, schedule, generator)
     volts = sent.volts[0].double() / division
@@ -120,39 +94,19 @@ def netlist(
         *_cells(programmed, parts, clamped=spec.rail is not None),
         *_array(held, programmed.cells.alive, parts, inverted=parts.henry is not None),
         *_drives(volts, programmed.cells.alive, parts),
-        *_noise(programmed, spec, parts, knot_or_none),
-        *_analysis(programmed, schedule, step, seed if knot_or_none else None),
+        *noise_sources(programmed, spec, parts, knot_or_none, node="s"),
+        *analysis(schedule, step, seed if knot_or_none else None, cells=programmed.size, what="AVG"),
     ]
     return Netlist("\n".join(lines) + "\n", scale, settled, schedule.seconds, step, knot_or_none)
 
 
 def _check(spec: MachineSpec, programmed: Programmed, drive: Tensor, schedule: Schedule) -> None:
     check_mean(spec)
-    if programmed.stack:
-        raise ValueError(f"a netlist holds one matrix, got a stack of shape {tuple(programmed.stack)}; program one")
-    n = programmed.size
-    if n > LARGEST:
-        raise ValueError(
-            f"a netlist of {n} cells has up to {n * n} resistors; allowed are {LARGEST} cells: take a smaller matrix"
-        )
-    if drive.shape != (n,):
-        raise ValueError(f"a netlist takes one drive of shape [{n}], got {tuple(drive.shape)}")
-    if not bool(programmed.definite):
-        low = float(torch.linalg.eigvalsh(programmed.held.double())[0])
-        raise ValueError(
-            f"what machine {spec.name!r} holds is not positive definite (smallest eigenvalue {low:.2g} of full scale), so the "
-            "circuit would run away; raise the damping of the matrix or the matrix bits"
-        )
+    check_circuit(spec, programmed)
+    if drive.shape != (programmed.size,):
+        raise ValueError(f"a netlist takes one drive of shape [{programmed.size}], got {tuple(drive.shape)}")
     if schedule.reads not in (None, 1):
         raise ValueError(f"a netlist measures an average (reads=None) or one read (reads=1), got reads={schedule.reads}")
-
-
-def _parts(spec: MachineSpec) -> _Parts:
-    """R and C as stated; where only tau is, R = 1 kOhm or the one that goes with the C stated."""
-    tau, ohm = spec.time_constant, spec.resistance
-    if ohm is None:
-        ohm = RESISTANCE if spec.capacitance is None else tau / spec.capacitance
-    return _Parts(ohm, tau / ohm, spec.inductance, spec.volts, spec.amplifier_gain or IDEAL_GAIN)
 
 
 def _division(
@@ -189,11 +143,11 @@ def _settled(programmed: Programmed, volts: Tensor) -> Tensor:
 
 
 def _header(
-    spec: MachineSpec, programmed: Programmed, parts: _Parts, scale: float, settled: Tensor, schedule: Schedule
+    spec: MachineSpec, programmed: Programmed, parts: Parts, scale: float, settled: Tensor, schedule: Schedule
 ) -> Iterator[str]:
     n = programmed.size
     rates = torch.linalg.eigvalsh(programmed.held.double())
-    yield f"* heatbath: {n} cells of machine {_ascii(spec.name)}, holding a matrix of size {n}"
+    yield f"* heatbath: {n} cells of machine {ascii_comment(spec.name)}, holding a matrix of size {n}"
     yield "*"
     yield "* tau dv/dt = -(A v - b) + noise, tau = R C; A is the matrix as held, in units of full scale."
     yield f"* matrix: 1 here is {float(programmed.scale):.6g} in the matrix that was sent; eigenvalues as held"
@@ -234,11 +188,7 @@ def _reading(schedule: Schedule) -> str:
     return f"the average from {schedule.burn_in:.6g} s to {schedule.seconds:.6g} s"
 
 
-def _ascii(text: str) -> str:
-    return text.encode("ascii", "replace").decode().replace("\n", " ")
-
-
-def _cells(programmed: Programmed, parts: _Parts, *, clamped: bool) -> Iterator[str]:
+def _cells(programmed: Programmed, parts: Parts, *, clamped: bool) -> Iterator[str]:
     """Integrators; dead and stuck cells are voltage sources."""
     cells = programmed.cells
     yield ""
@@ -262,7 +212,7 @@ def _cells(programmed: Programmed, parts: _Parts, *, clamped: bool) -> Iterator[
             yield f"Xclamp{i} {inside} x{i} clamp"
 
 
-def _array(held: Tensor, alive: Tensor | None, parts: _Parts, *, inverted: bool) -> Iterator[str]:
+def _array(held: Tensor, alive: Tensor | None, parts: Parts, *, inverted: bool) -> Iterator[str]:
     """Inverters for the columns that need one, then the resistors, row by row."""
     sign = -1.0 if inverted else 1.0
     entries = (sign * held).tolist()
@@ -285,7 +235,7 @@ def _array(held: Tensor, alive: Tensor | None, parts: _Parts, *, inverted: bool)
                 yield f"R{i + 1}_{j + 1} {source}{j + 1} s{i + 1} {parts.ohm / abs(entry):.12g}  ; {sign * entry:+.6g}"
 
 
-def _drives(volts: Tensor, alive: Tensor | None, parts: _Parts) -> Iterator[str]:
+def _drives(volts: Tensor, alive: Tensor | None, parts: Parts) -> Iterator[str]:
     yield ""
     yield "* drives, inverted by the integrators" if parts.henry is None else "* drives"
     sign = -1.0 if parts.henry is None else 1.0
@@ -293,39 +243,3 @@ def _drives(volts: Tensor, alive: Tensor | None, parts: _Parts) -> Iterator[str]
         if alive is None or bool(alive[k]):
             yield f"Vdrive{k + 1} d{k + 1} 0 DC {sign * value * parts.volts:.12g}"
             yield f"Rdrive{k + 1} d{k + 1} s{k + 1} {{R}}"
-
-
-def _noise(programmed: Programmed, spec: MachineSpec, parts: _Parts, knot: float | None) -> Iterator[str]:
-    """A current source at each integrator; see the module's docstring for the amplitude."""
-    if knot is None:
-        return
-    cells = programmed.cells
-    density = 2 * spec.noise * parts.volts**2 * parts.farad / parts.ohm
-    yield ""
-    yield f"* noise: two-sided density {density:.6g} A^2/Hz up to about {0.44 / knot:.3g} Hz;"
-    yield f"* a cell of conductance 1 without couplings fluctuates by {math.sqrt(spec.noise) * parts.volts:.6g} V rms"
-    for k in range(programmed.size):
-        if cells.alive is not None and not bool(cells.alive[k]):
-            continue
-        factor = 1.0 if cells.loudness is None else float(cells.loudness[k])
-        if cells.speed is not None:
-            factor /= float(cells.speed[k])  # noise that matches the capacitance, as in the law
-        amplitude = math.sqrt(density * factor / knot)
-        yield f"Inoise{k + 1} 0 s{k + 1} DC 0 TRRANDOM(2 {knot:.12g} 0 {amplitude:.9g} 0)"
-
-
-def _analysis(programmed: Programmed, schedule: Schedule, step: float, seed: int | None) -> Iterator[str]:
-    yield ""
-    yield "* from rest; a longest step that resolves the fastest mode"
-    if seed is not None:
-        yield f".options seed={seed}"
-    yield f".tran {step:.9g} {schedule.seconds:.12g} 0 {step:.9g} uic"
-    names = [f"v(x{i + 1})" for i in range(programmed.size)]
-    for begin in range(0, len(names), 8):
-        yield f".save {' '.join(names[begin : begin + 8])}"
-    for i, name in enumerate(names):
-        if schedule.reads == 1:
-            yield f".meas tran cell{i + 1} FIND {name} AT={schedule.burn_in:.12g}"
-        else:
-            yield f".meas tran cell{i + 1} AVG {name} FROM={schedule.burn_in:.12g} TO={schedule.seconds:.12g}"
-    yield ".end"
