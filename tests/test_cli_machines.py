@@ -78,6 +78,8 @@ def test_spice_writes_what_ngspice_reads_or_prints_it(files: Path) -> None:
     text = out.read_text()
     assert "TRRANDOM" not in text
     assert "FIND v(x6) AT=1e-05" in text
+    resonators = call("spice", "--matrix", files / "A.npy", "--machine", files / "capacitive.toml")
+    assert "6 resonators of machine mine" in resonators.stdout
     column = call(*words[:5])
     assert "Vdrive1 d1 0 DC -1\n" in column.stdout  # without --rhs: a unit vector
     assert "Vdrive2 d2 0 DC -0\n" in column.stdout
@@ -121,7 +123,10 @@ SOLVE, SPICE = ["solve", "--rhs", "b.npy"], ["spice"]
         ([*SOLVE, "--matrix", "A.npy", "--serial", "-1"], "serial and tolerance must be 0 or more, got -1"),
         ([*SPICE, "--matrix", "huge.npy"], "a netlist of 65 cells has up to 4225 couplings; allowed are 64 cells"),
         ([*SPICE, "--matrix", "ill.npy", "--bits", "4"], "holds is not positive definite"),
-        ([*SPICE, "--matrix", "A.npy", "--machine", "capacitive.toml"], "holds the matrix in capacitances"),
+        (
+            [*SPICE, "--matrix", "A.npy", "--rhs", "b.npy", "--machine", "capacitive.toml"],
+            "mine holds the matrix in capacitances and has no drive; leave out --rhs",
+        ),
         ([*SPICE, "--matrix", "A.npy", "--rhs", "A.npy"], "one drive of shape [6], got (6, 6)"),
         ([*SPICE, "--matrix", "A.npy", "--settle", "-1"], "burn_in must be a finite number of seconds, 0 or more, got -1"),
         ([*SPICE, "--matrix", "A.npy", "--out", "no/a.cir"], "No such file or directory: 'no/a.cir'"),

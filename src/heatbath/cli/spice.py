@@ -37,7 +37,7 @@ def spice(
 
         from heatbath.experiments.arrays import load_matrix, load_rows
         from heatbath.experiments.optimizers import machine_spec
-        from heatbath.machines import Machine, Schedule, netlist
+        from heatbath.machines import Machine, Schedule, netlist, resonator_netlist
         from heatbath.solvers import default_schedule
 
         emulated = Machine(machine_spec(machine, bits), serial=serial)
@@ -49,9 +49,13 @@ def spice(
         schedule = Schedule(burn_in, duration, reads=1 if duration == 0 else None)
         generator = torch.Generator().manual_seed(seed)
         programmed = emulated.program(held, generator=generator)
-        circuit = netlist(
-            emulated, programmed, drive, schedule=schedule, noisy=noise, seed=seed + 1, generator=generator
-        )  # ngspice wants a positive seed
+        random = seed + 1  # ngspice wants a positive seed
+        if emulated.spec.coupling is not None:
+            if rhs is not None:
+                raise ValueError(f"{emulated.spec.name} holds the matrix in capacitances and has no drive; leave out --rhs")
+            circuit = resonator_netlist(emulated, programmed, schedule=schedule, noisy=noise, seed=random)
+        else:
+            circuit = netlist(emulated, programmed, drive, schedule=schedule, noisy=noise, seed=random, generator=generator)
         if out is None:
             typer.echo(circuit.text, nl=False)
             return
