@@ -95,8 +95,8 @@ def test_wrong_types_are_refused(fields: dict, message: str) -> None:
             r"inductance together with noise_mismatch is not emulated",
         ),
         ({"tau": None}, r"machine 'm': tau is missing; give tau in seconds, or resistance \(ohm\) and capacitance"),
-        ({"matrix_bit": 8}, r"unknown field 'matrix_bit' in a machine specification; did you mean matrix_bits"),
-        ({"qqq": 8}, r"unknown field 'qqq' in a machine specification; known: name, source"),
+        ({"matrix_bit": 8}, r"unknown field 'matrix_bit' = 8 in a machine specification; did you mean matrix_bits"),
+        ({"qqq": 8}, r"unknown field 'qqq' = 8 in a machine specification; known: name, source"),
     ],
 )
 def test_impossible_values_are_refused(fields: dict, message: str) -> None:

@@ -53,6 +53,19 @@ def test_write_noise_and_stochastic_rounding_add_to_it() -> None:
     assert entry_error(both) == pytest.approx(math.hypot(step, 0.01, 0.02))
 
 
+def test_gain_mismatch_errs_in_proportion_to_the_entries() -> None:
+    matrix = spd(200, n=32, condition=10.0)  # entries far below full scale off the diagonal
+    root = matrix.diagonal(dim1=-2, dim2=-1).rsqrt()
+    matrix = root[..., :, None] * matrix * root[..., None, :]
+    machine, rhs = Machine(MachineSpec(name="m", tau=TAU, gain_mismatch=1e-3)), normal(200, 1, 32)
+    solver = ThermodynamicSolve(machine, LONG, equilibrate=False)
+    value = solver.solve(solver.prepare(Dense(matrix))[0], rhs).value
+    truth = solved(matrix, rhs)
+    error = rms((value - truth).norm(dim=-1) / truth.norm(dim=-1))
+    predicted = predict(machine, torch.linalg.eigvalsh(matrix), LONG, 1.0).rounding
+    assert 0.6 < error / rms(predicted) < 1.6  # the largest entries lie on the diagonal, and not anywhere
+
+
 def test_noise() -> None:
     error, predicted = measured(MachineSpec(name="m", tau=TAU, noise_volts_rms=1e-2), LONG)
     assert 0.6 < error / rms(predicted.noise) < 1.6  # solutions differ in size with the right-hand side

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from heatbath.cli import demo, floors, lists, report, train
+from heatbath.cli import demo, floors, lists, machine, report, solve, spice, train
 
 app = typer.Typer(
     help="Second-order training of neural networks on an emulated thermodynamic computer.",
@@ -46,5 +46,8 @@ app.command()(demo.demo)
 app.command()(train.train)
 app.command()(report.report)
 app.command()(floors.floors)
+app.command()(solve.solve)
+app.command()(spice.spice)
+app.add_typer(machine.app, name="machine")
 app.command()(lists.machines)
 app.command("recipes")(lists.recipes)

@@ -2,6 +2,7 @@
 
 from heatbath.machines.autocovariance import LaggedReading as LaggedReading
 from heatbath.machines.autocovariance import read_autocovariance as read_autocovariance
+from heatbath.machines.circuit import Netlist as Netlist
 from heatbath.machines.closed_loop import ClosedLoop as ClosedLoop
 from heatbath.machines.closed_loop import ClosedLoopLaw as ClosedLoopLaw
 from heatbath.machines.coloured import ColouredLaw as ColouredLaw
@@ -27,11 +28,13 @@ from heatbath.machines.presets import presets as presets
 from heatbath.machines.programmed import CovarianceReading as CovarianceReading
 from heatbath.machines.programmed import Programmed as Programmed
 from heatbath.machines.programmed import Reading as Reading
+from heatbath.machines.resonators import resonator_netlist as resonator_netlist
 from heatbath.machines.schedule import Schedule as Schedule
 from heatbath.machines.spec import MachineSpec as MachineSpec
 from heatbath.machines.spec import describe as describe
 from heatbath.machines.spec import spec_from as spec_from
 from heatbath.machines.spec import with_bits as with_bits
+from heatbath.machines.spice import netlist as netlist
 from heatbath.machines.stepper import Euler as Euler
 from heatbath.machines.stepper import ReadByRead as ReadByRead
 from heatbath.machines.stepper import Stepper as Stepper

@@ -204,7 +204,7 @@ def spec_from(values: Mapping[str, Any]) -> MachineSpec:  # Any: values from a f
         if name not in known:
             near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
             hint = f"; did you mean {' or '.join(near)}?" if near else f"; known: {', '.join(known)}"
-            raise ValueError(f"unknown field {name!r} in a machine specification{hint}")
+            raise ValueError(f"unknown field {name!r} = {values[name]!r} in a machine specification{hint}")
     for name, f in known.items():
         if f.default is MISSING and name not in values:
             raise ValueError(f"a machine specification needs {name!r}; got {', '.join(values) or 'nothing'}")

@@ -69,7 +69,7 @@ class Crossbar(Solver[Held]):
         )
         left = torch.exp(-state.programmed.slowest.clamp_min(0) * (schedule.burn_in / self.machine.spec.time_constant))
         digital = Work.of(elementwise(rhs.numel(), 2)) if self.equilibrate else Work()
-        notes = {**notes_of(reading), "unsettled": left}
+        notes = {**notes_of(reading), "matrix_clipped": state.programmed.clipped, "unsettled": left}
         return Solution(reading.mean * root, reading.work + digital, outcome_of(reading, state.outcome), notes=notes)
 
     def outcome(self, state: Held) -> Tensor:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -63,8 +63,11 @@ def predict(machine: Machine | Faulty, values: Tensor, schedule: Schedule, drive
     conversion = 0.0 if spec.drive_bits is None else step_error(spec.drive_bits) * math.sqrt(n) / drive_norm
     if spec.read_bits is not None:
         conversion = math.hypot(conversion, float(lsb(spec.read_bits)))
+    own = entry_error(replace(spec, gain_mismatch=None))
+    mismatch = (spec.gain_mismatch or 0.0) * values.square().sum(-1).sqrt() / n  # relative to the rms entry, ‖Â‖_F/n
+    entry = torch.hypot(torch.full_like(mismatch, own), mismatch)
     return Prediction(
-        rounding=entry_error(spec) * inverse_norm,
+        rounding=entry * inverse_norm,
         settling=(moments.gain * values - 1).abs().amax(-1),
         noise=moments.variance.sum(-1).sqrt() / size,
         conversion=torch.full_like(size, conversion),
@@ -72,7 +75,7 @@ def predict(machine: Machine | Faulty, values: Tensor, schedule: Schedule, drive
 
 
 def entry_error(spec: MachineSpec) -> float:
-    """Root-mean-square error of an entry of what a machine holds, over full scale."""
+    """Root-mean-square error of an entry at full scale of what a machine holds, over full scale."""
     rounding = 0.0 if spec.matrix_bits is None else step_error(spec.matrix_bits)
     if spec.stochastic_rounding:
         rounding *= math.sqrt(2)  # variance f(1 − f) of the step, 1/6 on average, against 1/12

@@ -100,7 +100,8 @@ class ThermodynamicSolve(Solver[Held]):
         codes = outcome_of(reading, state.outcome)
         digital = Work.of(elementwise(rhs.numel(), 2)) if self.equilibrate else Work()
         successor = Held(state.programmed, state.root, state.outcome, reading.end) if self.warm_start else None
-        return Solution(reading.mean * root, reading.work + digital, codes, notes=notes_of(reading), state=successor)
+        notes = {**notes_of(reading), "matrix_clipped": state.programmed.clipped}
+        return Solution(reading.mean * root, reading.work + digital, codes, notes=notes, state=successor)
 
     def outcome(self, state: Held) -> Tensor:
         return state.outcome

@@ -1,0 +1,93 @@
+"""Matrices and right-hand sides from files: .npy, or .csv with one row of the matrix a line."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from heatbath.operators import check_symmetric
+from heatbath.solvers.door import check_definite, check_rows
+
+ENDINGS = (".npy", ".csv")
+
+
+def load_matrix(path: Path) -> Tensor:
+    """A symmetric positive definite matrix, float64 `[n, n]`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        TypeError: numbers that are not real.
+        ValueError: neither .npy nor .csv, not readable as one, or not square, finite, symmetric and positive definite.
+    """
+    matrix = _load(path, "the matrix")
+    name = f"the matrix in {path}"
+    if matrix.ndim != 2:
+        raise ValueError(f"{name} must be one square matrix, [n, n], got shape {tuple(matrix.shape)}")
+    check_symmetric(matrix, name)
+    check_definite(torch.linalg.eigvalsh(matrix), name)
+    return matrix
+
+
+def load_rows(path: Path, matrix: Tensor) -> Tensor:
+    """Right-hand sides for a matrix, float64 `[n]` or `[m, n]`; a single column is taken as one right-hand side.
+
+    Raises:
+        FileNotFoundError, TypeError: as `load_matrix`.
+        ValueError: as `load_matrix`; a shape that does not fit, or numbers that are not finite.
+    """
+    rows, n = _load(path, "the right-hand side"), matrix.shape[-1]
+    if rows.ndim == 2 and rows.shape in ((n, 1), (1, n)):
+        rows = rows.reshape(n)
+    if rows.ndim not in (1, 2):
+        raise ValueError(f"the right-hand side in {path} must have shape [n] or [m, n], got {tuple(rows.shape)}")
+    check_rows(matrix, rows, f"the right-hand side in {path}")
+    return rows
+
+
+def _load(path: Path, what: str) -> Tensor:
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, _neighbours(path), n=1, cutoff=0.85)
+        hint = f"; did you mean {path.with_name(near[0])}?" if near else ""
+        raise FileNotFoundError(f"the file of {what}, {path}, does not exist{hint}")
+    if path.suffix not in ENDINGS:
+        raise ValueError(f"{what} must be a .npy or .csv file, got {path}; save it with numpy.save")
+    array = _load_npy(path) if path.suffix == ".npy" else _load_csv(path)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{what} in {path} must hold real numbers, got {array.dtype}; save it as float64")
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64))
+
+
+def _neighbours(path: Path) -> list[str]:
+    return [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+
+
+def _load_npy(path: Path) -> np.ndarray:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as a .npy file of numbers: {error}") from error
+    if not isinstance(loaded, np.ndarray):
+        raise ValueError(f"{path} is an archive of several arrays; save the one that is meant with numpy.save")
+    return loaded
+
+
+def _load_csv(path: Path) -> np.ndarray:
+    rows: list[list[float]] = []
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        for number, cells in enumerate(csv.reader(file), start=1):
+            if not any(cell.strip() for cell in cells):
+                continue
+            try:
+                rows.append([float(cell) for cell in cells])
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}; a .csv file holds numbers only, no titles") from error
+            if len(rows[-1]) != len(rows[0]):
+                raise ValueError(f"{path}, line {number}: {len(rows[-1])} numbers, the lines before have {len(rows[0])}")
+    if not rows:
+        raise ValueError(f"{path} holds no numbers")
+    return np.array(rows)
