@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from heatbath.machines import Machine, MachineSpec
+from heatbath.machines import (
+    ClosedLoop,
+    ColouredLaw,
+    CorrelatedNoise,
+    Euler,
+    ExactLaw,
+    Machine,
+    MachineSpec,
+    ReadByRead,
+    Schedule,
+)
+from heatbath.machines.law import Derivation
 from heatbath.machines.memory import drift, hold
+from heatbath.operators.tree import to_plain
 from tests.machines.truth import spd
 
 TAU = 1e-6
@@ -130,3 +144,33 @@ def test_aged_machine_answers_with_what_is_left() -> None:
     assert old.work.programmings == 0
     with pytest.raises(ValueError, match="cannot grow younger: seconds must be 0 or more, got -1"):
         machine.age(programmed, -1.0)
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        ClosedLoop(30.0),
+        CorrelatedNoise(0.5 * spd(4, 4.0, seed=3)),
+        Euler(time_step=0.01, drift_rate=1e-3),
+        Euler(time_step=0.02, lattice=True),
+        ExactLaw,
+        ColouredLaw,
+        ReadByRead,
+    ],
+)
+def test_an_aged_machine_keeps_its_law_and_its_parameters(law: Derivation) -> None:
+    """Drift by a power law of equal exponents scales Â alone: the aged law is that of the scaled matrix, afresh."""
+    machine = Machine(_spec(drift_exponent=0.1, noise_volts_rms=0.1))
+    matrix = spd(4, 4.0)
+    schedule = Schedule(200 * TAU, 40 * TAU, reads=40)
+    aged = machine.age(machine.program(matrix, schedule=schedule, law=law), 99.0)
+    ideal = Machine(_spec(noise_volts_rms=0.1))
+    fresh = law.of(aged.held, aged.cells, ideal.clock(schedule))
+    assert aged.tier == fresh.tier
+    assert to_plain(aged.law).keys() == to_plain(fresh).keys()
+    drive = torch.ones(3, 4, dtype=torch.float64)
+    one, two = (
+        ideal.run(replace(aged, law=each), drive, schedule=schedule, generator=torch.Generator().manual_seed(5)).mean
+        for each in (aged.law, fresh)
+    )
+    torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)

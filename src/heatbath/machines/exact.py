@@ -66,8 +66,22 @@ class ExactLaw(Law):
         noises: tuple[Tensor | None, Tensor | None] = (None, None)
         if clock.noise > 0:
             noises = _correlated(law, shape, excitation.drive, keep_end, generator)
-        answer = self.answer(excitation, law, noises, keep_end=keep_end, split=spec.rail is not None)
-        return measure(answer, self.spread, clock, spec, generator=generator)
+        return self.convert(excitation, noises, clock, spec, spread=self.spread, keep_end=keep_end, generator=generator)
+
+    def convert(
+        self,
+        excitation: Excitation,
+        noises: tuple[Tensor | None, Tensor | None],
+        clock: Clock,
+        spec: MachineSpec,
+        *,
+        spread: Tensor,
+        keep_end: bool,
+        generator: torch.Generator | None,
+    ) -> Measurement:
+        """Readings with a noise that was drawn already, ranged and converted; `spread` as for `frontend.measure`."""
+        answer = self.answer(excitation, self.moments_at(clock), noises, keep_end=keep_end, split=spec.rail is not None)
+        return measure(answer, spread, clock, spec, generator=generator)
 
     def moments_at(self, clock: Clock) -> Moments:
         """Moments of the modes, from the store if this is the schedule that was announced."""

@@ -161,6 +161,10 @@ class Stepper(Law):
     def tier(self) -> str:
         return "lattice random walk" if self.lattice else "Euler–Maruyama"
 
+    @property
+    def derivation(self) -> Euler:
+        return Euler(self.time_step, self.lattice, self.drift_rate)
+
     @classmethod
     def of(cls, held: Tensor, cells: Cells, clock: Clock | None) -> Self:
         law = Euler().of(held, cells, clock)

@@ -68,7 +68,7 @@ class Solution:
         outcome: int8 codes of `Outcome`, `[*stack]`.
         residual: relative residual ‖b − Mx‖/‖b‖ `[*stack]` where a solver measured it, else None.
         notes: what else a solver reports, by name (tensors `[*stack]` or strings): clip counts, emulation tier.
-        state: the state to use for the next solve, where solving changed it (a machine keeps its voltages); None: unchanged.
+        state: the state to use for the next solve, where solving changed it (a machine goes on from where it ended); None: unchanged.
     """
 
     value: Tensor
@@ -94,7 +94,7 @@ class Solver(ABC, Generic[State]):
 
         Args:
             operator: the operator, `[*stack]` of them.
-            previous: the last state, for solvers that start from it (Newton–Schulz, a machine's voltages).
+            previous: the last state, for solvers that start from it (Newton–Schulz, a machine).
                 Start values only: the result is of `operator`, never a mixture.
             generator: source of randomness for solvers that have noise.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from heatbath.machines import Faulty, Machine, Programmed, Reading, Schedule
-from heatbath.machines.door import Derivation
+from heatbath.machines.law import Derivation
 from heatbath.operators import Dense, Operator, tree
 from heatbath.solvers.base import Outcome
 from heatbath.work import Work, elementwise
@@ -29,13 +29,13 @@ class Held:
         programmed: what the machine holds.
         root: D as a vector, `[*stack, n]`.
         outcome: int8 codes `[*stack]`.
-        voltages: at the end of the last run, `[*stack, *batch, n]`; None if they are not kept.
+        carry: where the cells ended the last run, `[*stack, *batch, n]`; None if that is not kept.
     """
 
     programmed: Programmed
     root: Tensor
     outcome: Tensor
-    voltages: Tensor | None = None
+    carry: Tensor | None = None
 
 
 def program(
@@ -76,7 +76,7 @@ def program(
 
 
 def outcome_of(reading: Any, prepared: Tensor) -> Tensor:  # Any: a Reading or a CovarianceReading
-    """Outcome codes of a run: what preparing said, unless the machine was late or its voltages ran away."""
+    """Outcome codes of a run: what preparing said, unless the machine was late or ran away."""
     codes = torch.where(reading.diverged, Outcome.INDEFINITE.code, prepared)
     return torch.where(reading.late, Outcome.LATE.code, codes).to(torch.int8)
 

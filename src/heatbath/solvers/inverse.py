@@ -23,7 +23,7 @@ class Inverse:
     Args:
         operator: M⁻¹, as an operator of the same domain.
         outcome: int8 codes `[*stack]`.
-        carry: what the next preparation may start from besides the inverse (a machine's voltages, `[*stack, n, n]`), or None.
+        carry: what the next preparation may start from besides the inverse (where a machine ended, `[*stack, n, n]`), or None.
         residual: ‖I − XM‖_F/√n of the inverse X `[*stack]` where the solver measured it, else None.
     """
 

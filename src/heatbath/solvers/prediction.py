@@ -56,8 +56,7 @@ def predict(machine: Machine | Faulty, values: Tensor, schedule: Schedule, drive
         drive_norm: ‖b̂‖ with entries at full scale 1: 1 for a unit vector.
     """
     spec, n = machine.spec, values.shape[-1]
-    inner = machine.machine if isinstance(machine, Faulty) else machine
-    moments = inner.clock(schedule).moments(values)
+    moments = machine.clock(schedule).moments(values)
     inverse_norm = values.reciprocal().square().sum(-1).sqrt()
     size = drive_norm / math.sqrt(n) * inverse_norm
     conversion = 0.0 if spec.drive_bits is None else step_error(spec.drive_bits) * math.sqrt(n) / drive_norm
