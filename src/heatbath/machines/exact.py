@@ -17,7 +17,7 @@ from torch import Tensor
 from heatbath.machines.converters import normal
 from heatbath.machines.covariance import autoregressive, gram_of_reads
 from heatbath.machines.frontend import measure
-from heatbath.machines.law import Law
+from heatbath.machines.law import Derivation, Law
 from heatbath.machines.process import Moments
 from heatbath.machines.signals import Answer, Cells, Clock, Excitation, Measurement, Watch
 from heatbath.machines.spec import MachineSpec
@@ -50,6 +50,10 @@ class ExactLaw(Law):
     @property
     def tier(self) -> str:
         return "exact law"
+
+    @property
+    def derivation(self) -> Derivation:
+        return type(self)
 
     @classmethod
     def of(cls, held: Tensor, cells: Cells, clock: Clock | None) -> Self:

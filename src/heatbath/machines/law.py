@@ -57,9 +57,9 @@ class Law(ABC):
         """
 
     @property
+    @abstractmethod
     def derivation(self) -> Derivation:
-        """What derives the same law, with the same parameters, of another matrix; laws with parameters say it themselves."""
-        return type(self)
+        """What derives the same law, with the same parameters, of another matrix: the class, where it has none."""
 
     @abstractmethod
     def measure(

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from heatbath.machines import Faulty, Machine, Programmed, Reading, Schedule
 from heatbath.machines.law import Derivation
-from heatbath.operators import Dense, Operator, tree
+from heatbath.operators import Dense, Operator, nodes_of, tree
 from heatbath.solvers.base import Outcome
+from heatbath.solvers.inverse import Inverse
 from heatbath.work import Work, elementwise
 
 
@@ -73,6 +74,13 @@ def program(
     programmed = machine.program(matrix, schedule=schedule, law=law, check=False, generator=generator)
     codes = torch.where(programmed.definite, Outcome.SOLVED.code, Outcome.INDEFINITE.code).to(torch.int8)
     return Held(programmed, root, codes), work + programmed.work
+
+
+def clips_of(state: Any) -> Tensor | None:  # Any: a state of any solver
+    """What machines clipped while a state was prepared, entries of matrices and readings of inverses together, 0-d, or None."""
+    counts = [held.programmed.clipped for held in nodes_of(state, Held)]
+    counts += [inverse.clipped for inverse in nodes_of(state, Inverse) if inverse.clipped is not None]
+    return torch.stack([count.sum() for count in counts]).sum() if counts else None
 
 
 def outcome_of(reading: Any, prepared: Tensor) -> Tensor:  # Any: a Reading or a CovarianceReading

@@ -137,6 +137,7 @@ class ThermodynamicInverse(Solver[Inverse]):
                 generator=generator,
             )
             raw, codes, work, carry = reading.inverse, outcome_of(reading, held.outcome), work + reading.work, None
+            clipped = reading.read_clipped
         else:
             schedule = self.readout.schedule or default_schedule(self.machine)
             held, work = program(self.machine, operator, schedule, equilibrate=self.equilibrate, generator=generator)
@@ -151,10 +152,11 @@ class ThermodynamicInverse(Solver[Inverse]):
             )
             raw, codes = 0.5 * (driven.mean + driven.mean.mT), outcome_of(driven, held.outcome)
             work, carry = work + driven.work, driven.end
+            clipped = driven.read_clipped + driven.drive_clipped
         inverse = held.root.unsqueeze(-1) * raw * held.root.unsqueeze(-2)
         finite = torch.isfinite(inverse).flatten(-2).all(-1)
         codes = torch.where(finite | (codes != Outcome.SOLVED.code), codes, Outcome.NONFINITE.code).to(torch.int8)
-        return Inverse(Dense(inverse), codes, carry), work
+        return Inverse(Dense(inverse), codes, carry, clipped=clipped + held.programmed.clipped), work
 
     def solve(
         self, state: Inverse, rhs: Tensor, *, guess: Tensor | None = None, generator: torch.Generator | None = None
