@@ -1,8 +1,8 @@
 """Does training go on, and say so, when the machine fails?
 
-The recipe digits-mlp (64-256-128-10 with ReLU, cross-entropy, batches of 128) by K-FAC on the preset machine at 8 bits, for both
-methods and a few machines that fail in a known way. For each: mean training loss of all batches and of the last ten, test accuracy, and
-what `opt.report()` counts. All runs start from the same weights and see the same batches.
+The recipe digits-mlp (64-256-128-10 with ReLU, cross-entropy, batches of 128) by K-FAC on the preset machine at 8 bits, for
+both methods and a few machines that fail in a known way. For each: mean training loss of all batches and of the last ten,
+test accuracy, and what `opt.report()` counts. All runs start from the same weights and see the same batches.
 
     python benchmarks/faults.py
 
@@ -104,7 +104,8 @@ def main() -> None:
             rows.append({"method": method, "fault": fault, **train(solver, options.steps)})
             row = rows[-1]
             counts = ", ".join(f"{name} {count:g}" for name, count in row["counts"].items()) or "none"
-            print(f"| {method} | {fault} | {row['mean loss']:.3f} | {row['loss']:.3f} | {100 * row['accuracy']:.1f} % | {counts} |", flush=True)
+            scores = f"{row['mean loss']:.3f} | {row['loss']:.3f} | {100 * row['accuracy']:.1f} %"
+            print(f"| {method} | {fault} | {scores} | {counts} |", flush=True)
     record = {
         "question": __doc__.split("\n", 1)[0],
         "steps": options.steps,

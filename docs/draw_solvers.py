@@ -103,7 +103,10 @@ def error(value: float | None) -> str:
 
 def solver_table(record: Row) -> str:
     """Every solver on the same matrices, as Markdown."""
-    lines = ["| solver | error | 10⁹ operations | machines | drives each | digital | machine |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| solver | error | 10⁹ operations | machines | drives each | digital | machine |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in record["solvers"]:
         machines = row["machines"]
         cells = [row["solver"], error(row["error"]), f"{row['gigaflops']:.3f}"]
