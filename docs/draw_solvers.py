@@ -20,9 +20,9 @@ RESULTS = HERE.parent / "benchmarks" / "results"
 Row = dict[str, Any]  # Any: JSON values
 
 
-def picture(panels: int) -> tuple[Figure, list[Axes]]:
-    """A figure of panels side by side, errors upward on a logarithmic axis."""
-    figure = Figure(figsize=(4.4 * panels, 3.8), layout="constrained")
+def picture(panels: int, legend: float = 0.0) -> tuple[Figure, list[Axes]]:
+    """A figure of panels side by side, errors upward on a logarithmic axis, with room for a legend beside them."""
+    figure = Figure(figsize=(4.4 * panels + legend, 3.8), layout="constrained")
     axes = [figure.add_subplot(1, panels, k + 1) for k in range(panels)]
     for each in axes:
         each.set_yscale("log")
@@ -57,7 +57,8 @@ def draw_routes(record: Row) -> None:
     axes.fill_between(taus, low, high, color=COLOURS[5], alpha=0.2, lw=0, label="covariance, predicted range")
     axes.set_xscale("log")
     axes.set_xlabel(f"machine time for the inverse, τ (n = {n}, κ = {kappa:g})")
-    axes.legend(fontsize=8)
+    axes.set_ylim(3e-6, 2)
+    axes.legend(fontsize=7, loc="lower left")
     save(figure, "routes.svg")
 
 
@@ -80,7 +81,7 @@ def draw_crossbar(record: Row) -> None:
 
 def draw_products(record: Row) -> None:
     """Conjugate gradients against refinement on the machine, by products and by predicted seconds."""
-    figure, (left, right) = picture(2)
+    figure, (left, right) = picture(2, legend=2.6)
     conditions = sorted({row["condition"] for row in record["rows"]})
     names = list(dict.fromkeys(row["solver"] for row in record["rows"]))
     for axes, x in ((left, "products"), (right, "seconds")):
@@ -92,7 +93,7 @@ def draw_products(record: Row) -> None:
     left.set_xlabel("products with the matrix")
     right.set_xlabel("predicted seconds (one H100, one machine of τ = 1 µs)")
     right.set_xscale("log")
-    left.legend(fontsize=7)
+    right.legend(fontsize=7, bbox_to_anchor=(1.02, 1), loc="upper left")
     save(figure, "products.svg")
 
 
@@ -150,6 +151,20 @@ def emulator_table(record: Row) -> str:
     return "\n".join(lines)
 
 
+def rounding_table(record: Row) -> str:
+    """Errors of rounded inverses, as Markdown."""
+    bits = record["bits"]
+    lines = ["| κ | " + " | ".join(f"{b} bits" for b in bits) + " |", "|---|" + "---|" * len(bits)]
+    for condition in record["conditions"]:
+        cells = []
+        for b in bits:
+            row = next(r for r in record["rows"] if (r["condition"], r["bits"]) == (condition, b) and r["range"] == "entry")
+            text = f"{100 * row['median']:.2g} % ({100 * row['low']:.2g}–{100 * row['high']:.2g})"
+            cells.append("indefinite" if row["indefinite"] > 0.5 else text)
+        lines.append(f"| {condition:g} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def fill(name: str, text: str, page: Path) -> None:
     """Put `text` between the page's marks of this name."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -169,6 +184,7 @@ def main() -> None:
     draw_products(solvers["products"])
     fill("table of solvers", solver_table(solvers["table"]), HERE / "solvers.md")
     fill("table of faults", fault_table(read("faults")), HERE / "solvers.md")
+    fill("table of rounding", rounding_table(read("rounding")), HERE / "emulator.md")
     fill("table of emulators", emulator_table(read("emulators")), HERE / "emulator.md")
 
 

@@ -79,7 +79,7 @@ def test_rounding_table(condition: float, bits: int, published: float, digit: fl
     """A figure of one matrix is one draw of this ensemble: to half its last digit it is neither above nor below all draws.
 
     At κ = 1000 and 10 bits ‖E‖ exceeds λ_min, so the error has a heavy tail: half the draws are below 62 %, one in 27 is above
-    250 %, and one in 400 is indefinite.
+    250 %, and a few in 400 are indefinite.
     """
     error, _, indefinite = _rounded(condition, bits)
     relative = error.sqrt()

@@ -49,6 +49,21 @@ def test_rate_is_the_spectral_radius() -> None:
     torch.testing.assert_close(solution.residual, history[-1])
 
 
+def test_a_rounded_machine_converges_at_the_rate_of_what_it_holds() -> None:
+    """P = (sÂ)⁻¹ of a machine of 7 bits without noise: ρ(I − PM) is known as soon as the matrix is programmed."""
+    matrix = spd(n=8, condition=30)
+    machine = ThermodynamicSolve(Machine(MachineSpec(name="m", tau=TAU, matrix_bits=7)), LONG, equilibrate=False)
+    solver = Refined(machine, sweeps=24)
+    state, _ = solver.prepare(Dense(matrix))
+    held = state.inner.programmed.held * state.inner.programmed.scale
+    radius = torch.linalg.eigvals(torch.eye(8) - torch.linalg.solve(held, matrix)).abs().max().item()
+    assert 0.05 < radius < 1
+    history = solver.solve(state, normal(5, 8)).notes["residuals"]
+    sweeps = int((history > 1e-10).sum()) - 1  # those above rounding
+    start = sweeps // 2  # by then the slowest mode is alone
+    assert (history[sweeps] / history[start]).item() ** (1 / (sweeps - start)) == pytest.approx(radius, rel=0.1)
+
+
 def test_residuals_are_the_true_ones() -> None:
     matrix, rhs = spd(2, n=6), normal(2, 3, 6)
     solver = Refined(Approximate(rough(matrix, 0.2)), 2)
