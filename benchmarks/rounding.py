@@ -3,8 +3,8 @@
     python benchmarks/rounding.py
 
 n = 64, eigenvalues log-spaced from 1 to 1/κ, random eigenvectors, float64; each entry is rounded to the nearest of 2ᵇ − 1
-levels between ± full scale, which is the largest entry (as the machine has it) or the largest eigenvalue. The error is the Frobenius
-norm of the difference of the inverses over that of the inverse; nothing but the matrix is rounded.
+levels between ± full scale, which is the largest entry (as the machine has it) or the largest eigenvalue. The error is the
+Frobenius norm of the difference of the inverses over that of the inverse; nothing but the matrix is rounded.
 """
 
 from __future__ import annotations

@@ -48,6 +48,20 @@ def test_measured_work_scatters_as_predicted_about_the_truth(condition: float) -
     assert (result.notes["quadrature_error"] < 1e-5 * result.error).all()
 
 
+def test_integrated_moments_agree_with_jarzynskis_work_of_a_sudden_change() -> None:
+    """W = ½ xᵀ(A − cI)x of equilibrium states of cI: ln det A − n ln c = −2 ln⟨e^{−βW}⟩."""
+    matrix, draws = spd(n=4, condition=1.5), 200_000
+    c = torch.linalg.eigvalsh(matrix)[-1]  # 2A > cI, so the exponential has a variance
+    x = normal(draws, 4, seed=3) / c.sqrt()
+    work = 0.5 * ((x @ (matrix - c * torch.eye(4))) * x).sum(-1)
+    weight = (-work).exp()
+    swept = 4 * c.log() - 2 * weight.mean().log()
+    deviation = 2 * (weight.std() / weight.mean()).item() / math.sqrt(draws)
+    result = logdet(matrix, machine=NOISY, generator=fresh(1))
+    assert abs((swept - torch.logdet(matrix)).item()) < 4 * deviation
+    assert abs((swept - result.value).item()) < 4 * math.hypot(deviation, result.error.item())
+
+
 def test_time_buys_accuracy_at_one_over_the_root() -> None:
     matrix = spd(n=4)
     short, long = (
