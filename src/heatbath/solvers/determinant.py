@@ -8,8 +8,8 @@ from A₀ to A₁ is W = (1/2β) ln(det A₁/det A₀) (Aifer et al. 2023, arXiv
 The estimator is the second moment: S(u) is read at K equilibria, one by one, and integrated (thermodynamic integration,
 Kirkwood 1935); nothing is swept, so no work is dissipated. Not used here: the work of a sweep, of which ln(det A₁/det A₀) =
 −2 ln⟨e^{−βW}⟩ at any speed (Jarzynski 1997), an exponential average whose variance grows with the dissipation and is infinite
-where 2A₁ > A₀ fails for a sudden change. The published protocol measures work, as recalled; its section was not at hand, so only
-F is taken from it. Deviations, therefore:
+where 2A₁ > A₀ fails for a sudden change. The published protocol measures work, as recalled; its section was not at hand, so
+only F is taken from it. Deviations, therefore:
 1. the estimator;
 2. c = λ_max and u = (1 − qᵗ)/(1 − q), q = λ_min/λ_max, with Gauss–Legendre points in t: the integrand is then nearly
    constant in t for every mode, and 8 points err by 7·10⁻⁸ per mode at κ = 100, by 2·10⁻⁴ at κ = 10⁴.
