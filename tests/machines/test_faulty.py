@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 
@@ -75,3 +77,12 @@ def test_covariance_readings_fail_too(generator: torch.Generator) -> None:
 def test_bad_faults_are_refused(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Faulty(MACHINE, Fault.GARBAGE, **arguments)
+
+
+def test_what_cannot_fail_is_the_machines() -> None:
+    faulty = Faulty(MACHINE, Fault.LATE, every=1)
+    programmed, truth = (m.program(spd(4, 4.0), schedule=SCHEDULE) for m in (faulty, MACHINE))
+    assert torch.equal(programmed.held, truth.held)
+    assert faulty.clock(SCHEDULE) == MACHINE.clock(SCHEDULE)
+    assert faulty.age(programmed, 3.0).age == 3.0
+    assert inspect.signature(Faulty.run).parameters == inspect.signature(Machine.run).parameters

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from heatbath.machines import ExactLaw, FastLaw, Machine, MachineSpec, Programmed, Schedule, load_machine, with_bits
+from heatbath.machines import ExactLaw, FastLaw, Machine, MachineSpec, Programmed, ReadByRead, Schedule, load_machine, with_bits
 from heatbath.operators import from_plain, map_tensors, to_plain
 from heatbath.work import Job
 from tests.machines.truth import spd
@@ -164,3 +166,20 @@ def test_end_is_left_out_on_request() -> None:
         programmed = machine.program(torch.eye(2), law=law)
         reading = machine.run(programmed, torch.ones(2), schedule=Schedule(1e-4, 1e-6), keep_end=False)
         assert reading.end is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("law", [ExactLaw, FastLaw, ReadByRead])
+def test_a_cuda_device_gives_what_the_cpu_gives(law: type) -> None:
+    """From one generator on the CPU; eigenvectors of distinct eigenvalues agree but for signs, so noise is left out."""
+    machine, schedule = Machine(replace(EIGHT_BITS, temperature=None)), Schedule(40 * TAU, 40 * TAU, 4)
+    matrices, drives = spd(7, 10.0, stack=(3,)), torch.linspace(-1, 1, 84, dtype=torch.float64).reshape(3, 4, 7)
+    means = []
+    for device in ("cpu", "cuda"):
+        programmed = machine.program(matrices.to(device), law=law)
+        means.append(machine.run(programmed, drives.to(device), schedule=schedule).mean.cpu())
+    cpu, cuda = means
+    step = float(cpu.abs().max()) * 2 / 127  # a reading at the edge of two codes may fall to either side
+    error = (cpu - cuda).abs()
+    assert float(error.max()) < 1.1 * step
+    assert float((error > 1e-10).double().mean()) < 0.05

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from heatbath.machines import Machine, MachineSpec
+from heatbath.machines import (
+    ClosedLoop,
+    ColouredLaw,
+    CorrelatedNoise,
+    Euler,
+    ExactLaw,
+    Machine,
+    MachineSpec,
+    ReadByRead,
+    Schedule,
+)
+from heatbath.machines.law import Derivation
 from heatbath.machines.memory import drift, hold
+from heatbath.operators.tree import to_plain
 from tests.machines.truth import spd
 
 TAU = 1e-6
@@ -16,31 +30,76 @@ def _spec(**fields) -> MachineSpec:
     return MachineSpec(name="m", tau=TAU, **fields)
 
 
-def _relative_error_of_inverse(condition: float, bits: int, seeds: int = 12) -> tuple[float, float]:
-    """Median relative error of the inverse in the spectral norm, and the share of matrices that rounding made indefinite."""
-    matrices = spd(64, condition, stack=(seeds,))
+DRAWS = 400
+
+
+def _rounded(condition: float, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of `DRAWS` matrices 64 × 64: squared relative errors of the inverse in the Frobenius norm after rounding to the nearest
+    of 2ᵇ − 1 levels between ± the largest entry, what first-order perturbation expects of them, and which are indefinite.
+
+    With independent errors of the entries i ≤ j, of variance σ² = LSB²/12, E ‖A⁻¹EA⁻¹‖²
+    = σ² [(tr A⁻²)² + tr A⁻⁴ − Σ (A⁻²)_ii²].
+    """
+    matrices = spd(64, condition, stack=(DRAWS,))
     held, scale, _ = hold(matrices, _spec(matrix_bits=bits), 0, None)
     held = held * scale[:, None, None]
-    definite = torch.linalg.eigvalsh(held)[:, 0] > 0
     exact = torch.linalg.inv(matrices)
-    error = torch.linalg.inv(held) - exact
-    relative = error.norm(dim=(-2, -1)) / exact.norm(dim=(-2, -1))
-    return float(relative.median()), float((~definite).double().mean())
+    square, size = exact @ exact, exact.square().sum((-2, -1))
+    own = square.diagonal(dim1=-2, dim2=-1)
+    expected = (
+        (scale / (2 ** (bits - 1) - 1)).square() / 12 * (size.square() + (square.square()).sum((-2, -1)) - (own**2).sum(-1))
+    )
+    error = (torch.linalg.inv(held) - exact).square().sum((-2, -1)) / size
+    return error, expected / size, torch.linalg.eigvalsh(held)[:, 0] <= 0
+
+
+@pytest.mark.parametrize("condition,bits", [(10, 10), (10, 12), (100, 12), (1000, 16)])
+def test_rounding_moves_the_inverse_as_first_order_perturbation_says(condition: float, bits: int) -> None:
+    error, expected, indefinite = _rounded(condition, bits)
+    ratio = error / expected
+    second_order = 10 * float(expected.mean())  # relative size of the next even order, with its combinatorial factor
+    assert abs(float(ratio.mean()) - 1) < 4 * float(ratio.std()) / DRAWS**0.5 + second_order
+    assert not indefinite.any()
 
 
 @pytest.mark.parametrize(
-    "condition,bits,published",
-    [(10, 6, 0.17), (10, 8, 0.043), (10, 10, 0.010), (10, 12, 0.0026), (100, 8, 0.23), (100, 10, 0.05), (1000, 12, 0.08)],
+    "condition,bits,published,digit",
+    [
+        (10, 6, 0.17, 0.01),
+        (10, 8, 0.043, 0.001),
+        (10, 10, 0.010, 0.001),
+        (10, 12, 0.0026, 0.0001),
+        (100, 8, 0.23, 0.01),
+        (100, 10, 0.05, 0.01),
+        (1000, 10, 2.5, 0.1),
+        (1000, 12, 0.08, 0.01),
+    ],
 )
-def test_rounding_table(condition: float, bits: int, published: float) -> None:
-    error, indefinite = _relative_error_of_inverse(condition, bits)
-    assert published / 1.3 < error < 1.3 * published
-    assert indefinite == 0.0
+def test_rounding_table(condition: float, bits: int, published: float, digit: float) -> None:
+    """A figure of one matrix is one draw of this ensemble: to half its last digit it is neither above nor below all draws.
+
+    At κ = 1000 and 10 bits ‖E‖ exceeds λ_min, so the error has a heavy tail: half the draws are below 62 %, one in 27 is above
+    250 %, and a few in 400 are indefinite.
+    """
+    error, _, indefinite = _rounded(condition, bits)
+    relative = error.sqrt()
+    assert float(relative.min()) < published + digit / 2
+    assert float(relative.max()) > published - digit / 2
+    assert not indefinite.all()
+
+
+def test_the_worst_row_of_the_table_is_of_its_tail() -> None:
+    matrices = spd(64, 1000, stack=(DRAWS,))
+    rounding = hold(matrices, _spec(matrix_bits=10), 0, None)
+    error = rounding[0] * rounding[1][:, None, None] - matrices
+    assert bool((torch.linalg.matrix_norm(error, 2) > 1e-3).all())  # above λ_min: no expansion in E converges
+    relative = _rounded(1000, 10)[0].sqrt()
+    assert float(relative.median()) < 1.0 < 2.5 < float(relative.max())
 
 
 @pytest.mark.parametrize("condition,bits", [(100, 6), (1000, 8)])
 def test_rounding_makes_matrices_indefinite_when_the_condition_number_reaches_the_levels(condition: float, bits: int) -> None:
-    assert _relative_error_of_inverse(condition, bits)[1] > 0.5
+    assert bool(_rounded(condition, bits)[2].all())  # the table calls these indefinite, without exception
 
 
 def test_scale_is_the_largest_entry_and_ideal_memory_is_exact() -> None:
@@ -130,3 +189,33 @@ def test_aged_machine_answers_with_what_is_left() -> None:
     assert old.work.programmings == 0
     with pytest.raises(ValueError, match="cannot grow younger: seconds must be 0 or more, got -1"):
         machine.age(programmed, -1.0)
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        ClosedLoop(30.0),
+        CorrelatedNoise(0.5 * spd(4, 4.0, seed=3)),
+        Euler(time_step=0.01, drift_rate=1e-3),
+        Euler(time_step=0.02, lattice=True),
+        ExactLaw,
+        ColouredLaw,
+        ReadByRead,
+    ],
+)
+def test_an_aged_machine_keeps_its_law_and_its_parameters(law: Derivation) -> None:
+    """Drift by a power law of equal exponents scales Â alone: the aged law is that of the scaled matrix, afresh."""
+    machine = Machine(_spec(drift_exponent=0.1, noise_volts_rms=0.1))
+    matrix = spd(4, 4.0)
+    schedule = Schedule(20 * TAU, 4 * TAU, reads=4)
+    aged = machine.age(machine.program(matrix, schedule=schedule, law=law), 99.0)
+    ideal = Machine(_spec(noise_volts_rms=0.1))
+    fresh = law.of(aged.held, aged.cells, ideal.clock(schedule))
+    assert aged.tier == fresh.tier
+    assert to_plain(aged.law).keys() == to_plain(fresh).keys()
+    drive = torch.ones(3, 4, dtype=torch.float64)
+    one, two = (
+        ideal.run(replace(aged, law=each), drive, schedule=schedule, generator=torch.Generator().manual_seed(5)).mean
+        for each in (aged.law, fresh)
+    )
+    torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)

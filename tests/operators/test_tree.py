@@ -7,7 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from heatbath.operators import Dense, Diagonal, Kronecker, from_plain, map_tensors, same_structure, select, to_plain, tree
+from heatbath.operators import (
+    Dense,
+    Diagonal,
+    Kronecker,
+    from_plain,
+    map_tensors,
+    nodes_of,
+    same_structure,
+    select,
+    to_plain,
+    tree,
+)
 
 
 @tree
@@ -102,3 +113,15 @@ def test_what_cannot_be_saved_is_refused():
 def test_a_class_this_version_does_not_know_is_refused():
     with pytest.raises(ValueError, match="the checkpoint holds a 'Hologram', which this version of heatbath does not know"):
         from_plain({"tree": "Hologram", "fields": {}})
+
+
+def test_select_of_a_single_matrix():
+    one, other = (Dense(scale * torch.eye(2)) for scale in (1.0, 2.0))
+    assert torch.equal(select(torch.tensor(False), one, other).matrix, other.matrix)
+    assert select(torch.tensor(True), torch.tensor(1), torch.tensor(2)) == 1
+
+
+def test_nodes_of_a_class_are_found_wherever_they_are():
+    inner = Dense(torch.eye(2))
+    found = list(nodes_of({"a": (Kronecker(inner, inner), None), "b": torch.eye(2)}, Dense))
+    assert [node is inner for node in found] == [True, True]

@@ -118,7 +118,7 @@ def test_warm_starts_and_guesses_reach_every_copy() -> None:
     solver = Averaged(inner, copies=3)
     state, _ = solver.prepare(Dense(matrix))
     first = solver.solve(state, rhs)
-    assert first.state.inner.voltages.shape == (2, 3, 3, 4)
+    assert first.state.inner.carry.shape == (2, 3, 3, 4)
     warmed, _ = solver.prepare(Dense(matrix), previous=first.state)
     truth = solved(matrix, rhs)
     assert relative(solver.solve(warmed, rhs).value, truth) < 0.9 * relative(first.value, truth)

@@ -9,15 +9,15 @@ from heatbath.solvers.base import outcome_codes
 
 
 def test_codes_are_positions_and_stay_what_checkpoints_hold():
-    assert [o.code for o in Outcome] == list(range(7))
-    names = ["SOLVED", "INDEFINITE", "NONFINITE", "INACCURATE", "LATE", "REDAMPED", "FELL_BACK"]
+    assert [o.code for o in Outcome] == list(range(8))
+    names = ["SOLVED", "INDEFINITE", "NONFINITE", "INACCURATE", "LATE", "REDAMPED", "FELL_BACK", "RETRIED"]
     assert [o.name for o in Outcome] == names
 
 
 def test_an_outcome_is_usable_if_it_was_solved_one_way_or_another():
-    codes = torch.arange(7, dtype=torch.int8)
+    codes = torch.arange(8, dtype=torch.int8)
     assert usable(codes).tolist() == [o.usable for o in Outcome]
-    assert {o.name for o in Outcome if o.usable} == {"SOLVED", "REDAMPED", "FELL_BACK"}
+    assert {o.name for o in Outcome if o.usable} == {"SOLVED", "REDAMPED", "FELL_BACK", "RETRIED"}
 
 
 @pytest.mark.parametrize("outcome", Outcome)

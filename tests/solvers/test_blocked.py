@@ -102,11 +102,11 @@ def test_previous_states_and_successors_go_block_by_block() -> None:
     solver = Blocked(inner, 3)
     state, _ = solver.prepare(Dense(matrix))
     after = solver.solve(state, rhs).state
-    assert [block.voltages.shape for block in after.blocks] == [(2, 3), (2, 2)]
+    assert [block.carry.shape for block in after.blocks] == [(2, 3), (2, 2)]
     warmed, _ = solver.prepare(Dense(matrix), previous=after)
-    assert all(torch.equal(a.voltages, b.voltages) for a, b in zip(warmed.blocks, after.blocks, strict=True))
+    assert all(torch.equal(a.carry, b.carry) for a, b in zip(warmed.blocks, after.blocks, strict=True))
     other, _ = Blocked(inner, 2).prepare(Dense(matrix), previous=after)  # other blocks: nothing to start from
-    assert all(block.voltages is None for block in other.blocks)
+    assert all(block.carry is None for block in other.blocks)
     direct = Blocked(Cholesky(), 3)
     assert direct.solve(direct.prepare(Dense(matrix))[0], rhs).state is None
 

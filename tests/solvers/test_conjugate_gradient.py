@@ -142,7 +142,7 @@ def test_a_noisy_machine_is_a_good_preconditioner() -> None:
     assert work.programmings == 2
     assert sum(count * job.drives for job, count in solution.work.jobs.items()) == 8 * 2 * 3
     assert solution.state is not None
-    assert solution.state.preconditioner.voltages is not None
+    assert solution.state.preconditioner.carry is not None
     assert "preconditioner.tier" in solution.notes
 
 
@@ -181,7 +181,7 @@ def test_previous_state_reaches_the_preconditioner() -> None:
     state, _ = solver.prepare(operator)
     after = solver.solve(state, rhs).state
     state, _ = solver.prepare(operator, previous=after)
-    assert torch.equal(state.preconditioner.voltages, after.preconditioner.voltages)
+    assert torch.equal(state.preconditioner.carry, after.preconditioner.carry)
 
 
 @pytest.mark.parametrize("iterations,tolerance", [(0, 1e-6), (5, -1.0)])

@@ -14,7 +14,7 @@ from heatbath.solvers import Cholesky, ConjugateGradient, Fluctuations, NewtonSc
 from heatbath.solvers.determinant import graded_rule
 from heatbath.solvers.linalg import logdet
 from heatbath.work import Work, cholesky, elementwise, inverse, matmul
-from tests.solvers.truth import fresh, normal, spd
+from tests.solvers.truth import entry_variance, fresh, normal, spd
 
 TAU = 1e-6
 NOISY = Machine(MachineSpec(name="noisy", tau=TAU, noise_volts_rms=1e-3))
@@ -48,6 +48,20 @@ def test_measured_work_scatters_as_predicted_about_the_truth(condition: float) -
     assert (result.notes["quadrature_error"] < 1e-5 * result.error).all()
 
 
+def test_integrated_moments_agree_with_jarzynskis_work_of_a_sudden_change() -> None:
+    """W = ½ xᵀ(A − cI)x of equilibrium states of cI: ln det A − n ln c = −2 ln⟨e^{−βW}⟩."""
+    matrix, draws = spd(n=4, condition=1.5), 200_000
+    c = torch.linalg.eigvalsh(matrix)[-1]  # 2A > cI, so the exponential has a variance
+    x = normal(draws, 4, seed=3) / c.sqrt()
+    work = 0.5 * ((x @ (matrix - c * torch.eye(4))) * x).sum(-1)
+    weight = (-work).exp()
+    swept = 4 * c.log() - 2 * weight.mean().log()
+    deviation = 2 * (weight.std() / weight.mean()).item() / math.sqrt(draws)
+    result = logdet(matrix, machine=NOISY, generator=fresh(1))
+    assert abs((swept - torch.logdet(matrix)).item()) < 4 * deviation
+    assert abs((swept - result.value).item()) < 4 * math.hypot(deviation, result.error.item())
+
+
 def test_time_buys_accuracy_at_one_over_the_root() -> None:
     matrix = spd(n=4)
     short, long = (
@@ -57,17 +71,33 @@ def test_time_buys_accuracy_at_one_over_the_root() -> None:
     assert abs(long.value.item() - torch.logdet(matrix).item()) < 4 * long.error.item()
 
 
-def test_rounded_entries_are_in_the_error_bar() -> None:
-    # The bits, the condition number and the bounds below were chosen until this passed: a sanity check, not a derived law.
-    copies = 200
-    spec = MachineSpec(name="rounded", tau=TAU, noise_volts_rms=1e-3, matrix_bits=6)
-    matrix = spd(copies, n=5, condition=5)
+def test_errors_of_entries_are_in_the_error_bar() -> None:
+    """Write noise of rms w moves every point of the path on its own, by w times the derivative by each entry: first order.
+
+    The error bar takes entries of the diagonal to scatter by √2 w, as if E had no preferred basis, so it is at most √2 too
+    wide. The second order is (w/λ_min)² = 10⁻³ of the first.
+    """
+    copies, points, w = 300, 6, 5e-3
+    matrix = spd(n=5, condition=5)
+    root = matrix.diagonal().rsqrt()
+    balanced = root[:, None] * matrix * root
+    values = torch.linalg.eigvalsh(balanced)
+    nodes, weights = graded_rule(values[0] / values[-1], points)
+    change, eye = balanced - values[-1] * torch.eye(5), torch.eye(5, dtype=torch.float64)
+    want = 0.0
+    for node, weight in zip(nodes, weights, strict=True):
+        held = values[-1] * eye + node * change
+        slope = lambda a, weight=weight: (weight * torch.linalg.inv(a) * change).sum()  # noqa: E731
+        want += entry_variance(slope, held, w * held.abs().max().item())
     readout = Fluctuations(100_000, 100 * TAU, 2000 * TAU)  # reads so far apart that the emulator takes them as independent
-    result = logdet(matrix, machine=Machine(spec), readout=readout, generator=fresh(1))
-    bare = logdet(matrix, machine=NOISY, readout=readout, generator=fresh(1)).error
-    assert (result.error > 2 * bare).all()
-    z = (result.value - torch.logdet(matrix)) / result.error
-    assert 0.5 < z.square().mean().sqrt().item() < 1.2  # entries of 1 on the diagonal are held exactly
+    stack, options = matrix.expand(copies, 5, 5), {"readout": readout, "points": points}
+    spec = MachineSpec(name="rough", tau=TAU, noise_volts_rms=1e-3, write_noise=w)
+    result = logdet(stack, machine=Machine(spec), generator=fresh(1), **options)
+    want += logdet(matrix, machine=NOISY, generator=fresh(1), **options).error.item() ** 2
+    error = result.value - torch.logdet(matrix)
+    assert abs(error.mean().item()) < 4 * math.sqrt(want / copies)
+    assert error.square().mean().item() == pytest.approx(want, rel=4 * math.sqrt(2 / copies))
+    assert want < result.error[0].item() ** 2 < 2 * want
 
 
 @pytest.mark.parametrize("solver", [Cholesky(), NewtonSchulz(tolerance=1e-8), ConjugateGradient(60, 1e-10)])

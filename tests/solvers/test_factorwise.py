@@ -50,11 +50,11 @@ def test_notes_say_which_side_they_are_of():
     assert {"left.tier", "right.tier", "left.read_clipped", "right.drive_clipped"} <= solution.notes.keys()
 
 
-def test_a_side_that_keeps_voltages_hands_on_a_state():
+def test_a_side_that_is_warm_hands_on_a_state():
     solver = Factorwise(ThermodynamicSolve(IDEAL, LONG, warm_start=True))
     state, _ = solver.prepare(Kronecker(Dense(spd(n=3)), Dense(spd(n=1))))
     solution = solver.solve(state, noise(3, 1))
-    assert solution.state.left.voltages.shape == (1, 3)
+    assert solution.state.left.carry.shape == (1, 3)
     assert solution.state.right is state.right
     assert solve(Factorwise(Cholesky()), Kronecker(Dense(spd(n=3)), Dense(spd(n=2))), noise(3, 2))[0].state is None
 

@@ -123,8 +123,8 @@ def test_a_good_stack_is_what_the_inner_solver_says_bit_by_bit():
     assert state.fallback is None
 
 
-def test_voltages_that_are_not_finite_are_not_kept():
-    """A warm-started machine goes on from its last good voltages."""
+def test_an_end_state_that_is_not_finite_is_not_kept():
+    """A warm-started machine goes on from its last good end state."""
     solver = Guarded(Spoils(torch.tensor([False, True]), torch.nan, remembers=True))
     state, _ = solver.prepare(Dense(shallow(0.1, 0.2)))
     kept = solver.solve(state, noise(2, 3, 4)).state

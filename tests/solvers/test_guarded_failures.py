@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from heatbath.machines import Fault, Faulty, Machine, MachineSpec, Schedule
@@ -16,7 +17,9 @@ from heatbath.solvers import (
     ThermodynamicInverse,
     ThermodynamicSolve,
     UnitVectors,
+    clips_of,
 )
+from heatbath.work import Work, cholesky, inverse
 from tests.solvers.truth import Approximate, fresh, normal, relative, solved, spd
 
 TAU = 1e-6
@@ -101,3 +104,78 @@ def test_the_whole_tower_composes() -> None:
         assert relative(solution.value, truth) < 1e-4
         assert solution.outcome.tolist() == [Outcome.SOLVED.code] * 2
         state = solution.state
+
+
+@pytest.mark.parametrize("fault", [Fault.LATE, Fault.NONFINITE])
+def test_an_accident_while_preparing_is_tried_again_without_more_damping(fault: Fault) -> None:
+    """Every second call fails: the second preparation is the one that is repeated, for the same matrix."""
+    matrix, rhs = spd(2, n=5), normal(2, 3, 5)
+    solver = Guarded(ThermodynamicInverse(faulty(fault, every=2), UnitVectors(LONG)))
+    good, once = solver.prepare(Dense(matrix))
+    again, twice = solver.prepare(Dense(matrix))
+    assert solver.outcome(good).tolist() == [Outcome.SOLVED.code] * 2
+    assert solver.outcome(again).tolist() == [Outcome.RETRIED.code] * 2
+    assert not again.rise.any()
+    assert relative(solver.solve(again, rhs).value, solved(matrix, rhs)) < 1e-9
+    assert twice.programmings == 2 * once.programmings
+
+
+@pytest.mark.parametrize("fault,tolerance", [(Fault.LATE, None), (Fault.NONFINITE, None), (Fault.GARBAGE, 0.1)])
+def test_a_machine_that_failed_once_is_asked_once_more(fault: Fault, tolerance: float | None) -> None:
+    matrix, rhs = spd(2, n=5), normal(2, 3, 5)
+    solver = Guarded(ThermodynamicSolve(faulty(fault, every=2), LONG), residual_tolerance=tolerance)
+    state, _ = solver.prepare(Dense(matrix))
+    first, second = (solver.solve(state, rhs, generator=fresh(k)) for k in range(2))
+    assert first.outcome.tolist() == [Outcome.SOLVED.code] * 2
+    assert second.outcome.tolist() == [Outcome.RETRIED.code] * 2
+    assert sum(second.work.jobs.values()) == 2 * sum(first.work.jobs.values())
+    assert "fallbacks" not in second.notes
+    assert relative(second.value, solved(matrix, rhs)) < 1e-9
+
+
+def test_only_the_failed_member_is_prepared_again() -> None:
+    """Members that were good keep what the machine held for them; write noise would show another matrix."""
+    spec = MachineSpec(name="m", tau=TAU, write_noise=1e-3)
+    machine = Faulty(Machine(spec), Fault.LATE, rate=0.5)
+    matrix = Dense(spd(40, n=3))
+    inner = ThermodynamicInverse(machine, UnitVectors(LONG))
+    alone, _ = inner.prepare(matrix, generator=fresh(1))
+    guarded, _ = Guarded(inner, retries=20).prepare(matrix, generator=fresh(1))
+    first = alone.outcome == Outcome.SOLVED.code
+    assert 0 < int(first.sum()) < 40
+    assert torch.equal(guarded.inner.operator.matrix[first], alone.operator.matrix[first])
+    assert torch.equal(guarded.outcome == Outcome.RETRIED.code, ~first)
+
+
+def test_the_residual_of_a_re_damped_matrix_is_of_what_was_asked() -> None:
+    """Rounding to 5 bits at κ = 1000: what is solved is M + δI, and M + δI is what the residual is measured against."""
+    matrix, rhs = spd(n=6, condition=1000.0), normal(3, 6)
+    spec = MachineSpec(name="m", tau=TAU, matrix_bits=5)
+    solver = Guarded(ThermodynamicSolve(Machine(spec), LONG), residual_tolerance=0.5)
+    state, _ = solver.prepare(Dense(matrix))
+    assert state.outcome == Outcome.REDAMPED.code
+    solution = solver.solve(state, rhs)
+    assert solution.outcome == Outcome.REDAMPED.code
+    asked = rhs - solution.value @ (matrix + state.rise * torch.eye(6, dtype=torch.float64))
+    torch.testing.assert_close(solution.residual, asked.norm() / rhs.norm(), rtol=1e-9, atol=0)
+    assert solution.residual < 0.5 < (rhs - solution.value @ matrix).norm() / rhs.norm()
+
+
+def test_a_fallback_is_prepared_once_and_counted() -> None:
+    matrix, rhs = spd(2, n=5), normal(2, 3, 5)
+    solver = Guarded(ThermodynamicInverse(faulty(Fault.GARBAGE), UnitVectors(LONG)), residual_tolerance=0.1)
+    state, _ = solver.prepare(Dense(matrix), generator=fresh())
+    first = solver.solve(state, rhs)
+    second = solver.solve(first.state, rhs)
+    assert first.notes["fallbacks"].tolist() == second.notes["fallbacks"].tolist() == [True, True]
+    assert first.work == second.work + Work.of(cholesky(5), 2) + Work.of(inverse(5), 2)
+    assert torch.equal(first.value, second.value)
+
+
+def test_what_was_clipped_while_preparing_is_counted() -> None:
+    machine = Machine(MachineSpec(name="m", tau=TAU, matrix_percentile=96.0))
+    matrix = Dense(torch.diag(torch.tensor([50.0, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64)))
+    held, _ = ThermodynamicSolve(machine, LONG, equilibrate=False).prepare(matrix)
+    inverted, _ = Guarded(ThermodynamicInverse(machine, UnitVectors(LONG), equilibrate=False)).prepare(matrix)
+    assert clips_of(held) == clips_of(inverted) == 1
+    assert clips_of(Guarded(NewtonSchulz()).prepare(matrix)[0]) is None

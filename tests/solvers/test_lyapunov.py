@@ -16,7 +16,7 @@ from heatbath.solvers import ConjugateGradient, Fluctuations, Outcome, Refined
 from heatbath.solvers.linalg import lyapunov
 from heatbath.solvers.lyapunov import KroneckerSum
 from heatbath.work import Work, eigh, elementwise, matmul
-from tests.solvers.truth import fresh, normal, spd
+from tests.solvers.truth import entry_variance, fresh, normal, rounding, spd
 
 TAU = 1e-6
 NOISY = Machine(MachineSpec(name="noisy", tau=TAU, noise_volts_rms=1e-3))
@@ -82,14 +82,36 @@ def test_default_read_out_is_settled() -> None:
     assert (result.relative_error < 0.3).all()
 
 
-def test_rounded_entries_are_in_the_error_bar() -> None:
-    # The bits, the condition number and the bounds below were chosen until this passed: a sanity check, not a derived law.
-    spec = MachineSpec(name="rounded", tau=TAU, noise_volts_rms=1e-3, matrix_bits=7)
-    matrix, source = spd(200, n=4, condition=10), spd(200, n=4, seed=2)
-    readout = Fluctuations(20_000, 100 * TAU, 2000 * TAU)
+def test_errors_of_entries_are_in_the_error_bar() -> None:
+    """Write noise of rms w moves X by w times its derivative by each entry, to first order, as SciPy's solver has it.
+
+    The error bar takes entries of the diagonal to scatter by √2 w, so it is at most √2 too wide.
+    The second order is (w/λ_min)² = 10⁻² of the first.
+    """
+    copies, w = 300, 1e-2
+    matrix, source = spd(n=4), spd(n=4, seed=2)
+    readout = Fluctuations(5_000, 100 * TAU, 2000 * TAU)
+    stack = [x.expand(copies, 4, 4) for x in (matrix, source)]
+    spec = MachineSpec(name="rough", tau=TAU, noise_volts_rms=1e-3, write_noise=w)
+    result = lyapunov(*stack, machine=Machine(spec), readout=readout, generator=fresh(1))
+    want = entry_variance(lambda a: scipys(a, source), matrix, w * matrix.abs().max().item())
+    want += lyapunov(matrix, source, machine=NOISY, readout=readout, generator=fresh(1)).error.item() ** 2
+    squares = (result.value - scipys(matrix, source)).square().sum((-2, -1))
+    assert squares.mean().item() == pytest.approx(want, rel=4 * math.sqrt(2 / copies))  # χ² of one mode at least
+    assert want < result.error[0].item() ** 2 < 2 * want
+
+
+def test_rounding_moves_the_solution_within_the_perturbation_bound() -> None:
+    """(A + E) X' + X' (A + E) = Q: ‖X' − X‖ ≤ ‖E X' + X' E‖/2λ_min(A) ≤ ‖E‖ ‖X'‖/λ_min(A), in the Frobenius norm."""
+    spec = MachineSpec(name="rounded", tau=TAU, noise_volts_rms=1e-3, matrix_bits=6)
+    matrix, source = spd(50, n=4, condition=10), spd(50, n=4, seed=2)
+    readout = Fluctuations(5_000, 100 * TAU, 2000 * TAU)
     result = lyapunov(matrix, source, machine=Machine(spec), readout=readout, generator=fresh(1))
-    ratio = (result.value - scipys(matrix, source)).flatten(1).norm(dim=1) / result.error
-    assert 0.7 < ratio.square().mean().sqrt().item() < 1.3
+    noise = lyapunov(matrix, source, machine=NOISY, readout=readout, generator=fresh(1)).error
+    rounded = torch.linalg.matrix_norm(rounding(matrix, 6), 2) / torch.linalg.eigvalsh(matrix)[:, 0]
+    moved, size = ((x).flatten(1).norm(dim=1) for x in (result.value - scipys(matrix, source), result.value))
+    assert (moved <= rounded * (size + 4 * noise) + 4 * noise).all()
+    assert (moved / noise).square().mean() > 1 + 4 * math.sqrt(2 / 50)  # more than noise moved it
 
 
 def test_identity_noise_gives_half_the_inverse() -> None:

@@ -18,34 +18,68 @@ TAU = 1e-6
 LONG = Schedule(2000 * TAU, 100 * TAU)
 
 
-def measured(spec: MachineSpec, schedule: Schedule, condition: float = 10.0) -> tuple[float, Prediction]:
-    """Relative error (root mean square) over 200 matrices and typical right-hand sides, and what was predicted."""
-    matrix = spd(200, n=6, condition=condition)
+MATRICES, ROWS, N = 200, 4, 6
+Case = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def solves(spec: MachineSpec, schedule: Schedule = LONG, condition: float = 10.0) -> Case:
+    """Matrices of unit diagonal, right-hand sides, errors of a machine's solutions, true solutions."""
+    matrix = spd(MATRICES, n=N, condition=condition)
     root = matrix.diagonal(dim1=-2, dim2=-1).rsqrt()
     matrix = root[..., :, None] * matrix * root[..., None, :]
-    rhs = normal(200, 4, 6)
+    rhs = normal(MATRICES, ROWS, N)
     solver = ThermodynamicSolve(Machine(spec), schedule, equilibrate=False)
     value = solver.solve(solver.prepare(Dense(matrix), generator=fresh(1))[0], rhs, generator=fresh(2)).value
     truth = solved(matrix, rhs)
-    error = ((value - truth).norm(dim=-1) / truth.norm(dim=-1)).square().mean().sqrt().item()
+    return matrix, rhs, value - truth, truth
+
+
+def predicted(spec: MachineSpec, matrix: Tensor, rhs: Tensor, schedule: Schedule = LONG) -> Prediction:
     drive = (rhs.norm(dim=-1) / rhs.abs().amax(-1)).median().item()
-    return error, predict(Machine(spec), torch.linalg.eigvalsh(matrix), schedule, drive)
+    return predict(Machine(spec), torch.linalg.eigvalsh(matrix), schedule, drive)
 
 
-def rms(x: Tensor) -> float:
-    return x.square().mean().sqrt().item()
+def z_score(error: Tensor, variance: Tensor) -> float:
+    """Of the mean of ‖error‖²/variance, expected to be 1, over matrices, which are independent; rows of one are not."""
+    ratio = (error.square().sum(-1) / variance).mean(-1)
+    return ((ratio.mean() - 1) / (ratio.std() / math.sqrt(MATRICES))).item()
+
+
+def within_its_factor(part: Tensor, error: Tensor, truth: Tensor) -> bool:
+    """Whether the budget is right within the factor of 2 that it states, give or take four standard errors."""
+    squares = (error.square().sum(-1) / truth.square().sum(-1)).mean(-1)
+    slack = 4 * (squares.std() / squares.mean()).item() / math.sqrt(MATRICES)
+    return 0.25 * (1 - slack) < (squares.mean() / part.square().mean()).item() < 4 * (1 + slack)
+
+
+def squared_inverse(matrix: Tensor) -> Tensor:
+    inverse = torch.linalg.inv(matrix)
+    return inverse @ inverse
+
+
+def entry_errors(matrix: Tensor, truth: Tensor, deviation: float, *, diagonal: bool) -> Tensor:
+    """E ‖A⁻¹ E x‖² `[matrices, rows]` for a symmetric E of independent entries; without a diagonal, which 1 is held exactly."""
+    square = squared_inverse(matrix)
+    trace = square.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None]
+    size, form = truth.square().sum(-1), ((truth @ square) * truth).sum(-1)
+    own = (truth.square() * square.diagonal(dim1=-2, dim2=-1)[:, None, :]).sum(-1)
+    return deviation**2 * (size * trace + form - (1 if diagonal else 2) * own)
 
 
 def test_rounding_of_entries() -> None:
-    error, predicted = measured(MachineSpec(name="m", tau=TAU, matrix_bits=12), LONG)
-    assert 0.5 < error / rms(predicted.rounding) < 1.5  # the diagonal of 1 is held exactly, so a little less
-    assert rms(predicted.total) == pytest.approx(rms(predicted.rounding), rel=1e-6)
+    spec = MachineSpec(name="m", tau=TAU, matrix_bits=12)
+    matrix, rhs, error, truth = solves(spec)
+    assert abs(z_score(error, entry_errors(matrix, truth, 1 / (2**11 - 1) / math.sqrt(12), diagonal=False))) < 4
+    parts = predicted(spec, matrix, rhs)
+    assert within_its_factor(parts.rounding, error, truth)
+    torch.testing.assert_close(parts.total, parts.rounding, rtol=1e-6, atol=0)
 
 
 def test_write_noise_and_stochastic_rounding_add_to_it() -> None:
     noisy = MachineSpec(name="m", tau=TAU, write_noise=1e-3)
-    error, predicted = measured(noisy, LONG)
-    assert 0.7 < error / rms(predicted.rounding) < 1.5
+    matrix, rhs, error, truth = solves(noisy)
+    assert abs(z_score(error, entry_errors(matrix, truth, 1e-3, diagonal=True))) < 4
+    assert within_its_factor(predicted(noisy, matrix, rhs).rounding, error, truth)
     step = 1 / (2**7 - 1) / math.sqrt(12)
     assert entry_error(MachineSpec(name="m", tau=TAU, matrix_bits=8)) == pytest.approx(step)
     assert entry_error(MachineSpec(name="m", tau=TAU, matrix_bits=8, stochastic_rounding=True)) == pytest.approx(step * 2**0.5)
@@ -67,24 +101,42 @@ def test_gain_mismatch_errs_in_proportion_to_the_entries() -> None:
 
 
 def test_noise() -> None:
-    error, predicted = measured(MachineSpec(name="m", tau=TAU, noise_volts_rms=1e-2), LONG)
-    assert 0.6 < error / rms(predicted.noise) < 1.6  # solutions differ in size with the right-hand side
-    assert rms(predicted.rounding) == 0
+    """Each mode's voltage has the variance of law (e), so the error has their sum times the square of the drive's scale."""
+    spec = MachineSpec(name="m", tau=TAU, noise_volts_rms=1e-2)
+    matrix, rhs, error, truth = solves(spec)
+    rates = torch.linalg.eigvalsh(matrix)
+    spread = (2e-4 / 100 * (rates**-2 - rates**-3 / 100)).sum(-1)  # up to e^{−λT} = e^{−3}/λT² at the slowest
+    assert (torch.exp(-100 * rates) / (100 * rates) < 1e-2).all()
+    assert abs(z_score(error, spread[:, None] * rhs.abs().amax(-1).square())) < 4
+    parts = predicted(spec, matrix, rhs)
+    assert within_its_factor(parts.noise, error, truth)
+    assert not parts.rounding.any()
 
 
 def test_settling_is_the_slowest_modes() -> None:
+    """No mode is left with more than the slowest is, and what that one is left with is part of the error."""
     schedule = Schedule(5 * TAU, 0.0, reads=1)
-    error, predicted = measured(MachineSpec(name="m", tau=TAU), schedule, condition=30)
-    matrix = spd(200, n=6, condition=30)
-    root = matrix.diagonal(dim1=-2, dim2=-1).rsqrt()
-    slowest = torch.linalg.eigvalsh(root[..., :, None] * matrix * root[..., None, :])[..., 0]
-    torch.testing.assert_close(predicted.settling, torch.exp(-5 * slowest), rtol=1e-9, atol=0)
-    assert 0.5 < error / rms(predicted.settling) <= 1.0
+    spec = MachineSpec(name="m", tau=TAU)
+    matrix, rhs, error, truth = solves(spec, schedule, condition=30)
+    rates, modes = torch.linalg.eigh(matrix)
+    settling = predicted(spec, matrix, rhs, schedule).settling
+    torch.testing.assert_close(settling, torch.exp(-5 * rates[..., 0]), rtol=1e-9, atol=0)
+    slowest = (truth @ modes)[..., 0].abs()
+    assert (error.norm(dim=-1) <= settling[:, None] * truth.norm(dim=-1) * (1 + 1e-9)).all()
+    assert (error.norm(dim=-1) >= settling[:, None] * slowest * (1 - 1e-9)).all()
 
 
 def test_converters() -> None:
-    error, predicted = measured(MachineSpec(name="m", tau=TAU, drive_bits=8, read_bits=8), LONG)
-    assert 0.3 < error / rms(predicted.conversion) < 1.5
+    """The drive's largest entry is held exactly, the others err by step/√12; readings by that of a range of a power of two."""
+    spec = MachineSpec(name="m", tau=TAU, drive_bits=8, read_bits=8)
+    matrix, rhs, error, truth = solves(spec)
+    step, scale = 1 / (2**7 - 1) / math.sqrt(12), rhs.abs().amax(-1, keepdim=True)
+    square = squared_inverse(matrix).diagonal(dim1=-2, dim2=-1)
+    exact = square[:, None, :].expand_as(rhs).gather(-1, rhs.abs().argmax(-1, keepdim=True)).squeeze(-1)
+    reading = torch.exp2(torch.ceil(torch.log2((truth / scale).abs().amax(-1))))
+    variance = step**2 * (square.sum(-1, keepdim=True) - exact + N * reading.square()) * scale.squeeze(-1).square()
+    assert abs(z_score(error, variance)) < 4
+    assert within_its_factor(predicted(spec, matrix, rhs).conversion, error, truth)
 
 
 def test_a_faulty_machine_is_predicted_as_the_one_that_works() -> None:

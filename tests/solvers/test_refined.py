@@ -49,6 +49,21 @@ def test_rate_is_the_spectral_radius() -> None:
     torch.testing.assert_close(solution.residual, history[-1])
 
 
+def test_a_rounded_machine_converges_at_the_rate_of_what_it_holds() -> None:
+    """P = (sÂ)⁻¹ of a machine of 7 bits without noise: ρ(I − PM) is known as soon as the matrix is programmed."""
+    matrix = spd(n=8, condition=30)
+    machine = ThermodynamicSolve(Machine(MachineSpec(name="m", tau=TAU, matrix_bits=7)), LONG, equilibrate=False)
+    solver = Refined(machine, sweeps=24)
+    state, _ = solver.prepare(Dense(matrix))
+    held = state.inner.programmed.held * state.inner.programmed.scale
+    radius = torch.linalg.eigvals(torch.eye(8) - torch.linalg.solve(held, matrix)).abs().max().item()
+    assert 0.05 < radius < 1
+    history = solver.solve(state, normal(5, 8)).notes["residuals"]
+    sweeps = int((history > 1e-10).sum()) - 1  # those above rounding
+    start = sweeps // 2  # by then the slowest mode is alone
+    assert (history[sweeps] / history[start]).item() ** (1 / (sweeps - start)) == pytest.approx(radius, rel=0.1)
+
+
 def test_residuals_are_the_true_ones() -> None:
     matrix, rhs = spd(2, n=6), normal(2, 3, 6)
     solver = Refined(Approximate(rough(matrix, 0.2)), 2)
@@ -130,20 +145,20 @@ def test_indefinite_members_are_told_and_left_at_zero() -> None:
     assert torch.equal(solution.value[1], torch.zeros(2, 3, dtype=torch.float64))
 
 
-def test_a_warm_machine_keeps_the_voltages_of_the_solution_not_of_a_correction() -> None:
+def test_a_warm_machine_goes_on_from_the_solution_not_from_a_correction() -> None:
     inner = ThermodynamicSolve(Machine(MachineSpec(name="m", tau=TAU)), Schedule(3 * TAU, TAU), warm_start=True)
     matrix, rhs = spd(n=5), normal(2, 5)
     solver = Refined(inner, sweeps=2)
     state, _ = solver.prepare(Dense(matrix))
     solution = solver.solve(state, rhs)
     alone = inner.solve(state.inner, rhs)
-    assert torch.equal(solution.state.inner.voltages, alone.state.voltages)
+    assert torch.equal(solution.state.inner.carry, alone.state.carry)
     again = solver.solve(solution.state, rhs)
     assert relative(again.value, solved(matrix, rhs)) < 0.7 * relative(solution.value, solved(matrix, rhs))
     cold = Refined(ThermodynamicSolve(inner.machine, inner.schedule), sweeps=2)
     torch.testing.assert_close(solution.value, cold.solve(cold.prepare(Dense(matrix))[0], rhs).value, rtol=1e-10, atol=1e-12)
     after, _ = solver.prepare(Dense(matrix), previous=solution.state)
-    assert torch.equal(after.inner.voltages, alone.state.voltages)
+    assert torch.equal(after.inner.carry, alone.state.carry)
 
 
 def test_a_guess_reaches_the_first_solve() -> None:

@@ -83,7 +83,7 @@ def test_a_warm_start_continues_where_the_last_drive_ended():
     assert cold.solve(cold.prepare(Dense(matrix), previous=state)[0], rhs).state is None
 
 
-def test_voltages_of_another_shape_are_not_used():
+def test_an_end_state_of_another_shape_is_not_used():
     solver = ThermodynamicSolve(IDEAL, READ_ONCE, warm_start=True)
     state = solver.solve(solver.prepare(Dense(spd(n=4)))[0], noise(3, 4)).state
     truth = relaxed(spd(n=4), noise(2, 4), 3.0, equilibrate=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,3 +91,26 @@ class Approximate(Solver[Inverse]):
 
     def outcome(self, state: Inverse) -> Tensor:
         return state.outcome
+
+
+def entry_variance(answer: Callable[[Tensor], Tensor], matrix: Tensor, deviation: float) -> float:
+    """Variance, summed over what `answer` returns, that independent errors of all entries i ≤ j of `matrix` cause: first order.
+
+    Args:
+        answer: of a symmetric matrix `[n, n]`; its derivative is taken by central differences.
+        matrix: where.
+        deviation: rms error of an entry.
+    """
+    n, h, total = len(matrix), 1e-5, 0.0
+    for i in range(n):
+        for j in range(i, n):
+            unit = torch.zeros_like(matrix)
+            unit[i, j] = unit[j, i] = 1.0
+            total += ((answer(matrix + h * unit) - answer(matrix - h * unit)) / (2 * h)).square().sum().item()
+    return total * deviation**2
+
+
+def rounding(matrix: Tensor, bits: int) -> Tensor:
+    """What rounding to the nearest of 2ᵇ − 1 levels from −1 to 1 of the largest entry does to each entry."""
+    step = matrix.abs().amax((-2, -1), keepdim=True) / (2 ** (bits - 1) - 1)
+    return (matrix / step).round() * step - matrix

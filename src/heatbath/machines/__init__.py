@@ -6,7 +6,7 @@ from heatbath.machines.circuit import Netlist as Netlist
 from heatbath.machines.closed_loop import ClosedLoop as ClosedLoop
 from heatbath.machines.closed_loop import ClosedLoopLaw as ClosedLoopLaw
 from heatbath.machines.coloured import ColouredLaw as ColouredLaw
-from heatbath.machines.correlated import CorrelatedNoise as CorrelatedNoise
+from heatbath.machines.coloured import CorrelatedNoise as CorrelatedNoise
 from heatbath.machines.exact import ExactLaw as ExactLaw
 from heatbath.machines.fast import FastLaw as FastLaw
 from heatbath.machines.faulty import Fault as Fault

@@ -45,6 +45,10 @@ class ClosedLoopLaw(Law):
     def tier(self) -> str:
         return "closed loop"
 
+    @property
+    def derivation(self) -> ClosedLoop:
+        return ClosedLoop(self.gain)
+
     @classmethod
     def of(cls, held: Tensor, cells: Cells, clock: Clock | None) -> Self:
         law = ClosedLoop().of(held, cells, clock)

@@ -9,6 +9,11 @@ over [t₀, t₀+T]
 The noise of readings and end states is drawn from one root of their joint covariance for each schedule, which costs an
 eigendecomposition of size 2n; k reads are composed by doubling. The stationary state is *not* N(Â⁻¹b̂, Â⁻¹/β), only its mean
 is: this drift does not obey detailed balance, and emulators that symmetrise it are wrong.
+
+White sources that reach the cells through a second array of resistors have a programmed covariance R in the place of D, and
+the stationary covariance Σ obeys Â Σ + Σ Â = (2/β) R: the machine as a solver of Lyapunov equations (Aifer et al. 2023, arXiv
+2308.05660). R = Â makes it Σ = I/β, and then the covariance of x(t₀ + t) with x(t₀) is e^{−Ât}/β (Duffield et al. 2023, arXiv
+2311.12759).
 """
 
 from __future__ import annotations
@@ -23,9 +28,8 @@ from torch import Tensor
 from heatbath.machines.converters import normal
 from heatbath.machines.covariance import autoregressive, gram_of_reads
 from heatbath.machines.exact import ExactLaw
-from heatbath.machines.frontend import measure
-from heatbath.machines.law import Law
-from heatbath.machines.process import RUNAWAY, phi
+from heatbath.machines.law import Derivation, Law
+from heatbath.machines.process import bounded, phi, repeated
 from heatbath.machines.signals import Cells, Clock, Excitation, Measurement, Watch
 from heatbath.machines.spec import MachineSpec
 from heatbath.machines.walk import psd_root
@@ -50,8 +54,7 @@ def pair_moments(rates: Tensor, *, burn_in: float, duration: float, reads: int |
         duration: T in units of τ.
         reads: None for a continuous average, k for k reads.
     """
-    if burn_in + duration > 0:
-        rates = rates.clamp(min=-RUNAWAY / (burn_in + duration))
+    rates = bounded(rates, burn_in + duration)
     total = rates.unsqueeze(-1) + rates.unsqueeze(-2)
     before = burn_in * phi(total * burn_in)
     if reads is None:
@@ -92,16 +95,8 @@ class _Pairs:
 def _pair_reads(rates: Tensor, total: Tensor, interval: float, reads: int) -> _Pairs:
     """Some k reads, each followed by an interval, summed, by doubling."""
     zero = torch.zeros_like(total)
-    power = _Pairs(torch.ones_like(rates), torch.exp(-rates * interval), zero, zero, interval * phi(total * interval))
-    done: _Pairs | None = None
-    while True:
-        if reads & 1:
-            done = power if done is None else done.then(power)
-        reads >>= 1
-        if not reads:
-            assert done is not None
-            return done
-        power = power.then(power)
+    once = _Pairs(torch.ones_like(rates), torch.exp(-rates * interval), zero, zero, interval * phi(total * interval))
+    return repeated(once, reads)
 
 
 def _pair_average(u: Tensor) -> Tensor:
@@ -142,6 +137,7 @@ class ColouredLaw(Law):
         clock: the schedule that `root` belongs to, or None.
         spread: stationary variance of each cell over 1/β, `[*stack, n]`.
         slowest: `[*stack]`.
+        source: R of sources that were given, `[*stack, n, n]`, or None.
     """
 
     exact: ExactLaw
@@ -150,27 +146,37 @@ class ColouredLaw(Law):
     clock: Clock | None
     spread: Tensor
     slowest: Tensor
+    source: Tensor | None = None
 
     @property
     def tier(self) -> str:
         return "exact law, coloured noise"
 
+    @property
+    def derivation(self) -> Derivation:
+        return type(self) if self.source is None else CorrelatedNoise(self.source)
+
     @classmethod
     def of(cls, held: Tensor, cells: Cells, clock: Clock | None) -> Self:
+        return cls.driven_by(None, held, cells, clock)
+
+    @classmethod
+    def driven_by(cls, source: Tensor | None, held: Tensor, cells: Cells, clock: Clock | None) -> Self:
+        """The law under noise sources of covariance R = `source`, `[*stack, n, n]`; None: I. Loudness scales either."""
         exact = ExactLaw.of(held, cells, clock)
-        loud = torch.ones_like(exact.spread) if cells.loudness is None else cells.loudness
         inner = exact.modes if exact.speed is None else exact.modes / exact.speed.sqrt().unsqueeze(-1)
-        colour = (inner.mT @ (loud.unsqueeze(-1) * inner)).double()
+        if cells.loudness is not None:
+            inner = cells.loudness.sqrt().unsqueeze(-1) * inner
+        colour = (inner.mT @ (inner if source is None else source @ inner)).double()
         pair = (exact.rates.unsqueeze(-1) + exact.rates.unsqueeze(-2)).clamp(min=1e-300)
         modes = exact.modes.double()
         spread = ((modes @ (2 * colour / pair)) * modes).sum(-1).to(held)
         root = None if clock is None else joint_root(exact.rates, colour, clock)
-        return cls(exact, colour, root, clock, spread, exact.slowest)
+        return cls(exact, colour, root, clock, spread, exact.slowest, source)
 
     def measure(
         self, excitation: Excitation, clock: Clock, spec: MachineSpec, *, keep_end: bool, generator: torch.Generator | None
     ) -> Measurement:
-        law = self.exact.moments_at(clock)
         noises: tuple[Tensor | None, Tensor | None] = (None, None)
         if clock.noise > 0:
             root = (
@@ -179,8 +185,7 @@ class ColouredLaw(Law):
             n, like = self.colour.shape[-1], excitation.drive
             both = normal((*like.shape[:-1], 2 * n), like, generator) @ root.mT.to(like)
             noises = (both[..., :n], both[..., n:])
-        answer = self.exact.answer(excitation, law, noises, keep_end=keep_end, split=spec.rail is not None)
-        return measure(answer, self.spread, clock, spec, generator=generator)
+        return self.exact.convert(excitation, noises, clock, spec, spread=self.spread, keep_end=keep_end, generator=generator)
 
     def watch(self, watch: Watch, spec: MachineSpec, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         drive = None if watch.offset is None else watch.offset @ self.exact.modes
@@ -189,6 +194,34 @@ class ColouredLaw(Law):
 
     def error(self, clock: Clock) -> tuple[Tensor, Tensor]:
         return self.exact.error(clock)
+
+
+@dataclass(frozen=True, eq=False)
+class CorrelatedNoise:
+    """Derives `ColouredLaw`s: `machine.program(matrix, law=CorrelatedNoise(R))`.
+
+    Args:
+        covariance: R, `[*stack, n, n]`, symmetric PSD, with entries up to 1 (full scale).
+
+    Raises:
+        ValueError: not square, or entries beyond full scale.
+    """
+
+    covariance: Tensor
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.covariance.shape)
+        if len(shape) < 2 or shape[-1] != shape[-2]:
+            raise ValueError(f"a noise covariance must be square, [*stack, n, n], got shape {shape}")
+        if bool((self.covariance.abs() > 1 + 1e-6).any()):
+            raise ValueError(
+                f"entries of a noise covariance must be within full scale 1, got {float(self.covariance.abs().max()):.3g}; "
+                "divide by the largest and scale the result"
+            )
+
+    def of(self, held: Tensor, cells: Cells, clock: Clock | None) -> ColouredLaw:
+        """See `Law.of`."""
+        return ColouredLaw.driven_by(self.covariance.to(held), held, cells, clock)
 
 
 def joint_root(rates: Tensor, colour: Tensor, clock: Clock) -> Tensor:

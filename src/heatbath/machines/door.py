@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from torch import Tensor
 
 from heatbath.machines.fast import FastLaw
-from heatbath.machines.law import Law
 from heatbath.machines.programmed import Programmed
 from heatbath.machines.schedule import Schedule
-from heatbath.machines.signals import Cells, Clock
 from heatbath.machines.spec import MachineSpec
 from heatbath.operators import check_symmetric
-
-
-class Derivation(Protocol):
-    """What derives a law from a held matrix: a `Law` class, or an object with parameters of its own."""
-
-    def of(self, held: Tensor, cells: Cells, clock: Clock | None) -> Law:
-        """See `Law.of`."""
 
 
 def check_matrix(matrix: Tensor, spec: MachineSpec, *, values: bool = True) -> None:

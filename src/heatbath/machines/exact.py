@@ -17,7 +17,7 @@ from torch import Tensor
 from heatbath.machines.converters import normal
 from heatbath.machines.covariance import autoregressive, gram_of_reads
 from heatbath.machines.frontend import measure
-from heatbath.machines.law import Law
+from heatbath.machines.law import Derivation, Law
 from heatbath.machines.process import Moments
 from heatbath.machines.signals import Answer, Cells, Clock, Excitation, Measurement, Watch
 from heatbath.machines.spec import MachineSpec
@@ -51,6 +51,10 @@ class ExactLaw(Law):
     def tier(self) -> str:
         return "exact law"
 
+    @property
+    def derivation(self) -> Derivation:
+        return type(self)
+
     @classmethod
     def of(cls, held: Tensor, cells: Cells, clock: Clock | None) -> Self:
         rates, modes, slowest = decompose(held, cells.speed)
@@ -66,8 +70,22 @@ class ExactLaw(Law):
         noises: tuple[Tensor | None, Tensor | None] = (None, None)
         if clock.noise > 0:
             noises = _correlated(law, shape, excitation.drive, keep_end, generator)
-        answer = self.answer(excitation, law, noises, keep_end=keep_end, split=spec.rail is not None)
-        return measure(answer, self.spread, clock, spec, generator=generator)
+        return self.convert(excitation, noises, clock, spec, spread=self.spread, keep_end=keep_end, generator=generator)
+
+    def convert(
+        self,
+        excitation: Excitation,
+        noises: tuple[Tensor | None, Tensor | None],
+        clock: Clock,
+        spec: MachineSpec,
+        *,
+        spread: Tensor,
+        keep_end: bool,
+        generator: torch.Generator | None,
+    ) -> Measurement:
+        """Readings with a noise that was drawn already, ranged and converted; `spread` as for `frontend.measure`."""
+        answer = self.answer(excitation, self.moments_at(clock), noises, keep_end=keep_end, split=spec.rail is not None)
+        return measure(answer, spread, clock, spec, generator=generator)
 
     def moments_at(self, clock: Clock) -> Moments:
         """Moments of the modes, from the store if this is the schedule that was announced."""

@@ -24,7 +24,7 @@ from torch import Tensor
 from heatbath.machines.converters import normal
 from heatbath.machines.covariance import CHUNK, converts_each_read, gram_of_reads, wishart_root
 from heatbath.machines.frontend import measure
-from heatbath.machines.law import Law
+from heatbath.machines.law import Derivation, Law
 from heatbath.machines.signals import Answer, Cells, Clock, Excitation, Measurement, Watch
 from heatbath.machines.spec import MachineSpec
 from heatbath.operators import tree
@@ -56,6 +56,10 @@ class FastLaw(Law):
     @property
     def tier(self) -> str:
         return "fast law"
+
+    @property
+    def derivation(self) -> Derivation:
+        return type(self)
 
     @classmethod
     def of(cls, held: Tensor, cells: Cells, clock: Clock | None) -> Self:

@@ -6,18 +6,19 @@ A fault spoils whole machines of a fleet, member by member of the stack, by chan
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from heatbath.machines.converters import normal, uniform
-from heatbath.machines.door import Derivation
 from heatbath.machines.machine import Machine
 from heatbath.machines.programmed import CovarianceReading, Programmed, Reading
-from heatbath.machines.schedule import Schedule
 from heatbath.machines.spec import MachineSpec
 
 
@@ -30,9 +31,39 @@ class Fault(Enum):
     LATE = "nothing in time: NaN, and the reading says `late`"
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+R = TypeVar("R", Reading, CovarianceReading)
+
+
+def _passed_on(method: Callable[Concatenate[Machine, P], T]) -> Callable[Concatenate[Faulty, P], T]:
+    """A method of the machine that would work, as it is."""
+
+    @functools.wraps(method)
+    def call(self: Faulty, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return method(self.machine, *args, **kwargs)
+
+    return call
+
+
+def _spoilt(
+    method: Callable[Concatenate[Machine, Programmed, P], R],
+) -> Callable[Concatenate[Faulty, Programmed, P], R]:
+    """A method of the machine that would work, some of whose readings are spoilt."""
+
+    @functools.wraps(method)
+    def call(self: Faulty, programmed: Programmed, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        generator = cast("torch.Generator | None", kwargs.get("generator"))
+        return self._answer(method(self.machine, programmed, *args, **kwargs), programmed, generator)
+
+    return call
+
+
 @dataclass(frozen=True)
 class Faulty:
     """A machine that spoils some of its calls; used wherever a `Machine` is.
+
+    It has a machine's methods with a machine's signatures; programming does not fail.
 
     Args:
         machine: the machine that would work.
@@ -64,47 +95,25 @@ class Faulty:
         """The specification of the machine that would work."""
         return self.machine.spec
 
-    def program(
-        self,
-        matrix: Tensor,
-        *,
-        schedule: Schedule | None = None,
-        law: Derivation | None = None,
-        check: bool = True,
-        generator: torch.Generator | None = None,
-    ) -> Programmed:
-        """See `Machine.program`; programming does not fail."""
-        return self.machine.program(matrix, schedule=schedule, law=law, check=check, generator=generator)
+    program = _passed_on(Machine.program)
+    age = _passed_on(Machine.age)
+    clock = _passed_on(Machine.clock)
+    run = _spoilt(Machine.run)
+    read_covariance = _spoilt(Machine.read_covariance)
 
-    def run(
-        self,
-        programmed: Programmed,
-        drive: Tensor,
-        *,
-        schedule: Schedule,
-        start: Tensor | None = None,
-        guess: Tensor | None = None,
-        keep_end: bool = True,
-        generator: torch.Generator | None = None,
-    ) -> Reading:
-        """See `Machine.run`; some of the results are spoilt."""
-        reading = self.machine.run(
-            programmed, drive, schedule=schedule, start=start, guess=guess, keep_end=keep_end, generator=generator
-        )
+    def _answer(self, reading: R, programmed: Programmed, generator: torch.Generator | None) -> R:
+        """The reading as it comes back this time."""
         hit = self._hit(programmed, generator)
-        rows = reading.mean.reshape(*programmed.stack, -1, programmed.size)
-        spoilt = torch.where(hit[..., None, None], self._spoil(rows, generator), rows)
-        return replace(reading, mean=spoilt.reshape(drive.shape), late=hit & (self.fault is Fault.LATE))
-
-    def read_covariance(
-        self, programmed: Programmed, *, reads: int, interval: float, burn_in: float, generator: torch.Generator | None = None
-    ) -> CovarianceReading:
-        """See `Machine.read_covariance`; some of the results are spoilt."""
-        reading = self.machine.read_covariance(programmed, reads=reads, interval=interval, burn_in=burn_in, generator=generator)
-        hit = self._hit(programmed, generator)
-        spoilt = self._spoil(reading.inverse, generator)
-        inverse = torch.where(hit[..., None, None], (spoilt + spoilt.mT) / 2, reading.inverse)
-        return replace(reading, inverse=inverse, late=hit & (self.fault is Fault.LATE))
+        value = reading.mean if isinstance(reading, Reading) else reading.inverse
+        rows = value.reshape(*programmed.stack, -1, programmed.size)
+        spoilt = self._spoil(rows, generator)
+        if isinstance(reading, CovarianceReading):
+            spoilt = (spoilt + spoilt.mT) / 2
+        value = torch.where(hit[..., None, None], spoilt, rows).reshape(value.shape)
+        late = hit & (self.fault is Fault.LATE)
+        if isinstance(reading, Reading):
+            return replace(reading, mean=value, late=late)
+        return replace(reading, inverse=value, late=late)
 
     def _hit(self, programmed: Programmed, generator: torch.Generator | None) -> Tensor:
         """Which members fail this time, bool `[*stack]`."""

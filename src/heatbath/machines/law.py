@@ -15,13 +15,20 @@ many drives with. All vectors are rows `[*stack, m, n]` in units of full scale, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from heatbath.machines.signals import Cells, Clock, Excitation, Measurement, Watch
 from heatbath.machines.spec import MachineSpec
+
+
+class Derivation(Protocol):
+    """What derives a law from a held matrix: a `Law` class, or an object with parameters of its own."""
+
+    def of(self, held: Tensor, cells: Cells, clock: Clock | None) -> Law:
+        """See `Law.of`."""
 
 
 class Law(ABC):
@@ -48,6 +55,11 @@ class Law(ABC):
             cells: the diagonals P (speed) and D (loudness).
             clock: the schedule that will be run, for laws that prepare for one; None: not known.
         """
+
+    @property
+    @abstractmethod
+    def derivation(self) -> Derivation:
+        """What derives the same law, with the same parameters, of another matrix: the class, where it has none."""
 
     @abstractmethod
     def measure(

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from heatbath.machines.coloured import ColouredLaw
-from heatbath.machines.door import Derivation, check_drive, check_matrix, check_mean, check_schedule
+from heatbath.machines.door import check_drive, check_matrix, check_mean, check_schedule
 from heatbath.machines.exact import ExactLaw
 from heatbath.machines.fast import FastLaw
 from heatbath.machines.frontend import convert_drive
 from heatbath.machines.imperfections import cells_of
-from heatbath.machines.law import Law
+from heatbath.machines.law import Derivation, Law
 from heatbath.machines.memory import drift, hold
 from heatbath.machines.programmed import CovarianceReading, Programmed, Reading
 from heatbath.machines.schedule import Schedule
@@ -77,7 +77,7 @@ class Machine:
             schedule: how it will be read. The emulator then uses the cheapest law that meets `tolerance`; this choice waits
                 for the device. None: the exact law.
             law: what derives the law, such as `ExactLaw`, `FastLaw` or `ReadByRead`: use this one and do not wait. To keep a
-                stack's old and new states exchangeable, pass `law=type(previous.law)`.
+                stack's old and new states exchangeable, pass `law=previous.law.derivation`.
             check: refuse values that are not finite or not symmetric; waits for the device. Without it such matrices are
                 reported as not `definite`.
             generator: source of randomness, for stochastic rounding and write noise.
@@ -116,7 +116,7 @@ class Machine:
             raise ValueError(f"a machine cannot grow younger: seconds must be 0 or more, got {seconds}")
         held = drift(programmed.held, self.spec, self.serial, age=programmed.age, seconds=seconds)
         coupled, offset = programmed.cells.embed(held)
-        derived = self._derive(coupled, programmed.cells, programmed.schedule, type(programmed.law))
+        derived = self._derive(coupled, programmed.cells, programmed.schedule, programmed.law.derivation)
         return replace(
             programmed,
             held=held,

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -78,6 +79,34 @@ def _series_or(u, coefficients, direct):  # type: ignore[no-untyped-def]  # thre
     return torch.where(small, series, direct(torch.where(small, 1.0, u)))
 
 
+class Passage(Protocol):
+    """What happens over a stretch of time, as a value that composes."""
+
+    def then(self, late: Self) -> Self:
+        """This stretch, then `late`."""
+
+
+P = TypeVar("P", bound=Passage)
+
+
+def repeated(passage: P, times: int) -> P:
+    """A passage `times` ≥ 1 times over, by doubling: 2 log₂ `times` compositions at most."""
+    power, total = passage, None
+    while True:
+        if times & 1:
+            total = power if total is None else total.then(power)
+        times >>= 1
+        if not times:
+            assert total is not None
+            return total
+        power = power.then(power)
+
+
+def bounded(rates: Tensor, time: float) -> Tensor:
+    """Rates that grow by e^`RUNAWAY` at most within `time`."""
+    return rates.clamp(min=-RUNAWAY / time) if time > 0 else rates
+
+
 def continuous_average(
     rates: Tensor, *, burn_in: float, duration: float, noise: float, start_variance: Tensor | float = 0.0
 ) -> Moments:
@@ -90,7 +119,7 @@ def continuous_average(
         noise: 1/β.
         start_variance: v₀, a number or `[*stack, n]`.
     """
-    rates = _bounded(rates, burn_in + duration)
+    rates = bounded(rates, burn_in + duration)
     u, both = rates * duration, 2 * burn_in + duration
     average = phi(u)
     fade = torch.exp(-rates * burn_in)
@@ -116,7 +145,7 @@ def sampled_average(
         noise: 1/β.
         start_variance: v₀, a number or `[*stack, n]`.
     """
-    rates = _bounded(rates, burn_in + duration)
+    rates = bounded(rates, burn_in + duration)
     block = _reads(rates, duration / reads, reads)
     fade = torch.exp(-rates * burn_in)
     before = _state_variance(rates, burn_in, noise, start_variance)
@@ -128,10 +157,6 @@ def sampled_average(
         covariance=noise * block.covariance / reads + weight * block.decay * before,
         **_end(rates, burn_in + duration, noise, start_variance),
     )
-
-
-def _bounded(rates: Tensor, seconds: float) -> Tensor:
-    return rates.clamp(min=-RUNAWAY / seconds) if seconds > 0 else rates
 
 
 def _state_variance(rates: Tensor, time: float, noise: float, start_variance: Tensor | float) -> Tensor:
@@ -174,16 +199,7 @@ def _reads(rates: Tensor, interval: float, reads: int) -> _Block:
     """All k reads by repeated doubling: log₂ k compositions."""
     zero, one = torch.zeros_like(rates), torch.ones_like(rates)
     step_gain, step_variance = interval * phi(rates * interval), 2 * interval * phi(2 * rates * interval)
-    power = _Block(torch.exp(-rates * interval), one, zero, zero, zero, step_gain, step_variance)
-    total: _Block | None = None
-    while True:
-        if reads & 1:
-            total = power if total is None else total.then(power)
-        reads >>= 1
-        if not reads:
-            assert total is not None
-            return total
-        power = power.then(power)
+    return repeated(_Block(torch.exp(-rates * interval), one, zero, zero, zero, step_gain, step_variance), reads)
 
 
 def read_correlation(decay: Tensor, reads: int) -> Tensor:

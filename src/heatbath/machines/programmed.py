@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
@@ -74,6 +75,7 @@ class Programmed:
         return Work.of(job, max(self.stack.numel(), 1))
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class Reading:
     """What came back from a run.
@@ -110,6 +112,7 @@ class Reading:
     work: Work
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class CovarianceReading:
     """What came back from watching the noise.

@@ -26,7 +26,7 @@ from heatbath.machines.converters import normal, quantize, uniform
 from heatbath.machines.covariance import gram_of_reads
 from heatbath.machines.exact import ExactLaw
 from heatbath.machines.frontend import drive_division, read_range, within_rails
-from heatbath.machines.law import Law
+from heatbath.machines.law import Derivation, Law
 from heatbath.machines.signals import Cells, Clock, Excitation, Measurement, Watch
 from heatbath.machines.spec import MachineSpec
 from heatbath.machines.walk import Step, step
@@ -79,6 +79,10 @@ class ReadByRead(Law):
     @property
     def tier(self) -> str:
         return "read by read"
+
+    @property
+    def derivation(self) -> Derivation:
+        return type(self)
 
     @classmethod
     def of(cls, held: Tensor, cells: Cells, clock: Clock | None) -> Self:
@@ -160,6 +164,10 @@ class Stepper(Law):
     @property
     def tier(self) -> str:
         return "lattice random walk" if self.lattice else "Euler–Maruyama"
+
+    @property
+    def derivation(self) -> Euler:
+        return Euler(self.time_step, self.lattice, self.drift_rate)
 
     @classmethod
     def of(cls, held: Tensor, cells: Cells, clock: Clock | None) -> Self:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from heatbath.machines.process import RUNAWAY, Moments
+from heatbath.machines.process import Moments, bounded, repeated
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,18 +41,6 @@ class Transition:
             late.gain + late.carry @ self.gain,
             late.covariance + late.carry @ self.covariance @ late.carry.mT,
         )
-
-    def repeat(self, times: int) -> Transition:
-        """This step `times` times, by doubling."""
-        power, total = self, None
-        while True:
-            if times & 1:
-                total = power if total is None else total.then(power)
-            times >>= 1
-            if not times:
-                assert total is not None
-                return total
-            power = power.then(power)
 
 
 def advance(drift: Tensor, push: Tensor, diffusion: Tensor, time: float) -> Transition:
@@ -141,8 +129,7 @@ def underdamped_average(
         reads: None for a continuous average, k for k reads.
         inertia: μ = L/(R²C).
     """
-    span = burn_in + duration
-    rates = rates.clamp(min=-RUNAWAY / span) if span > 0 else rates
+    rates = bounded(rates, burn_in + duration)
     if reads is None:
         weight = duration
         during = oscillator(rates, inertia, duration, integral=True)
@@ -151,7 +138,7 @@ def underdamped_average(
         step = oscillator(rates, inertia, duration / reads, integral=False)
         carry = step.carry.clone()
         carry[..., 2, :] += step.carry.new_tensor([1.0, 0.0, 0.0])  # a read, then a step
-        during = Transition(carry, step.gain, step.covariance).repeat(reads)
+        during = repeated(Transition(carry, step.gain, step.covariance), reads)
     whole = oscillator(rates, inertia, burn_in, integral=False).then(during)
     return Moments(
         carry=whole.carry[..., 2, 0] / weight,

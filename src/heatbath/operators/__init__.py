@@ -12,6 +12,7 @@ from heatbath.operators.kronecker import Kronecker as Kronecker
 from heatbath.operators.shifted import Shifted as Shifted
 from heatbath.operators.tree import from_plain as from_plain
 from heatbath.operators.tree import map_tensors as map_tensors
+from heatbath.operators.tree import nodes_of as nodes_of
 from heatbath.operators.tree import same_structure as same_structure
 from heatbath.operators.tree import select as select
 from heatbath.operators.tree import to_plain as to_plain

@@ -8,7 +8,7 @@ strings and tensors, so `torch.load(weights_only=True)` reads it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -66,7 +66,7 @@ def select(mask: Tensor, chosen: T, other: T) -> T:
     """
     if not same_structure(chosen, other):
         return chosen
-    return map_tensors(lambda a, b: torch.where(mask.reshape(*mask.shape, *(1,) * (a.ndim - mask.ndim)), a, b), chosen, other)
+    return map_tensors(lambda a, b: torch.where(mask.reshape((*mask.shape, *(1,) * (a.ndim - mask.ndim))), a, b), chosen, other)
 
 
 def same_structure(a: Any, b: Any) -> bool:  # Any: a recursive sum type
@@ -82,6 +82,18 @@ def same_structure(a: Any, b: Any) -> bool:  # Any: a recursive sum type
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same_structure(a[k], b[k]) for k in a)
     return True
+
+
+def nodes_of(value: Any, kind: type[T]) -> Iterator[T]:  # Any: a recursive sum type
+    """All nodes of a class in a tree, those within them left out."""
+    if isinstance(value, kind):
+        yield value
+    elif is_dataclass(value) and type(value).__name__ in _CLASSES:
+        for f in fields(value):
+            yield from nodes_of(getattr(value, f.name), kind)
+    elif isinstance(value, tuple | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from nodes_of(part, kind)
 
 
 def to_plain(value: Any) -> Any:  # Any: a recursive sum type

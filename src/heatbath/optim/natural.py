@@ -34,7 +34,7 @@ from heatbath.optim.proposal import Proposal, objective
 from heatbath.optim.scaling import LossScale, loss_scale
 from heatbath.optim.stacks import Stack, sharing_of
 from heatbath.optim.tally import Tally
-from heatbath.solvers import Solver, usable
+from heatbath.solvers import Solver, clips_of, usable
 from heatbath.work import Work
 
 
@@ -211,7 +211,7 @@ class NaturalGradient(torch.optim.Optimizer):
             if stack.state is not None:
                 state = select(good, state, stack.state)
             stack.state = state
-            self._tally.add_refresh(work + extra, codes)
+            self._tally.add_refresh(work + extra, codes, clips_of(state))
         self._last_refresh = self.steps if rotate else self._last_refresh
         for name in {site.name for site in self.layout.welcome()} - self._warned:
             self._warned.add(name)

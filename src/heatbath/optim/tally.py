@@ -36,11 +36,13 @@ class Tally:
         for job, count in work.jobs.items():
             self._jobs[job] = self._jobs.get(job, 0) + count
 
-    def add_refresh(self, work: Work, codes: Tensor) -> None:
-        """Count one prepared stack and how its members ended."""
+    def add_refresh(self, work: Work, codes: Tensor, clipped: Tensor | None = None) -> None:
+        """Count one prepared stack, how its members ended, and what machines clipped."""
         self.add_work(work)
         self.refreshes += 1
         self._count("prepare", codes)
+        if clipped is not None:
+            self._accumulate("notes.prepare.clipped", clipped.float())
 
     def add_solve(self, solution: Solution) -> None:
         """Count one solved stack."""

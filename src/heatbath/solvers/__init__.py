@@ -13,6 +13,7 @@ from heatbath.solvers.crossbar import Crossbar as Crossbar
 from heatbath.solvers.eigen import Eigen as Eigen
 from heatbath.solvers.factorwise import Factorwise as Factorwise
 from heatbath.solvers.guarded import Guarded as Guarded
+from heatbath.solvers.held import clips_of as clips_of
 from heatbath.solvers.jacobi import Jacobi as Jacobi
 from heatbath.solvers.newton_schulz import NewtonSchulz as NewtonSchulz
 from heatbath.solvers.products import diagonal_of as diagonal_of

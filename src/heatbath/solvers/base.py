@@ -30,6 +30,7 @@ class Outcome(Enum):
     LATE = "the machine gave no result in time"
     REDAMPED = "solved after the damping was raised"
     FELL_BACK = "solved by the fallback solver"
+    RETRIED = "solved at another try"
 
     @property
     def code(self) -> int:
@@ -39,7 +40,7 @@ class Outcome(Enum):
     @property
     def usable(self) -> bool:
         """Whether the value may be used."""
-        return self in (Outcome.SOLVED, Outcome.REDAMPED, Outcome.FELL_BACK)
+        return self in (Outcome.SOLVED, Outcome.REDAMPED, Outcome.FELL_BACK, Outcome.RETRIED)
 
 
 USABLE_CODES = tuple(o.code for o in Outcome if o.usable)
@@ -68,7 +69,7 @@ class Solution:
         outcome: int8 codes of `Outcome`, `[*stack]`.
         residual: relative residual ‖b − Mx‖/‖b‖ `[*stack]` where a solver measured it, else None.
         notes: what else a solver reports, by name (tensors `[*stack]` or strings): clip counts, emulation tier.
-        state: the state to use for the next solve, where solving changed it (a machine keeps its voltages); None: unchanged.
+        state: the state to use for the next solve, where solving changed it (a machine goes on from its end); None: unchanged.
     """
 
     value: Tensor
@@ -94,7 +95,7 @@ class Solver(ABC, Generic[State]):
 
         Args:
             operator: the operator, `[*stack]` of them.
-            previous: the last state, for solvers that start from it (Newton–Schulz, a machine's voltages).
+            previous: the last state, for solvers that start from it (Newton–Schulz, a machine).
                 Start values only: the result is of `operator`, never a mixture.
             generator: source of randomness for solvers that have noise.
 

@@ -5,9 +5,12 @@ from A₀ to A₁ is W = (1/2β) ln(det A₁/det A₀) (Aifer et al. 2023, arXiv
 
     ln det A = n ln c + 2βW,    2βW = ∫₀¹ tr[ S(u) (A − cI) ] du,    S(u) = β⟨x xᵀ⟩ = A(u)⁻¹,   A(u) = (1−u) cI + u A.
 
-Deviations from the published protocol, which was recalled and not checked against the paper's text:
-1. W is taken along K equilibria, read one by one, instead of one slow sweep: thermodynamic integration (Kirkwood 1935).
-   Nothing is driven, so nothing is dissipated and no exponential average (Jarzynski 1997) is needed.
+The estimator is the second moment: S(u) is read at K equilibria, one by one, and integrated (thermodynamic integration,
+Kirkwood 1935); nothing is swept, so no work is dissipated. Not used here: the work of a sweep, of which ln(det A₁/det A₀) =
+−2 ln⟨e^{−βW}⟩ at any speed (Jarzynski 1997), an exponential average whose variance grows with the dissipation and is infinite
+where 2A₁ > A₀ fails for a sudden change. The published protocol measures work, as recalled; its section was not at hand, so
+only F is taken from it. Deviations, therefore:
+1. the estimator;
 2. c = λ_max and u = (1 − qᵗ)/(1 − q), q = λ_min/λ_max, with Gauss–Legendre points in t: the integrand is then nearly
    constant in t for every mode, and 8 points err by 7·10⁻⁸ per mode at κ = 100, by 2·10⁻⁴ at κ = 10⁴.
 3. A is equilibrated to a unit diagonal first, and what that changes is added digitally.

@@ -1,4 +1,4 @@
-"""A solver watched: what it cannot solve is re-damped, then handed to a fallback, and counted.
+"""A solver watched: what it cannot solve is tried again, re-damped, or handed to a fallback, and counted.
 
 A machine whose held matrix is indefinite runs away, and a rounded matrix is indefinite once 2^bits falls below the condition
 number. `Guarded` asks the inner solver how preparing ended and, for the members of a stack that failed, adds a growing
@@ -6,8 +6,11 @@ multiple of the identity,
 
     M + δ_k I,    δ_k = initial · growthᵏ · tr(M)/n,    k = 0 … retries − 1,
 
-then takes the fallback's digital solution. A result that is not finite, or whose residual is above the tolerance, falls
-back too. It reads one flag per refresh and one per solve on the host, which on an accelerator waits for the device.
+then takes the fallback's digital solution. A machine that was late, or returned what is no number, met an accident that more
+damping does not mend: it is asked again for the same matrix, and once more for a right-hand side, before the fallback is. A
+result whose residual is above the tolerance is treated like a result that is not finite. The residual is against what the
+inner solver was asked for, M + δ_k I: that it is not M was decided, and is counted. One flag per refresh and one per solve are
+read on the host, which on an accelerator waits for the device.
 """
 
 from __future__ import annotations
@@ -18,9 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heatbath.operators import Operator, select, tree
+from heatbath.operators import Operator, same_structure, select, tree
 from heatbath.solvers.base import Outcome, Solution, Solver, usable
 from heatbath.solvers.cholesky import Cholesky
+from heatbath.solvers.products import finite_members, over, relative_residual
 from heatbath.work import Work
 
 
@@ -34,26 +38,28 @@ class Watched:
         operator: the operator as given, for residuals and the fallback.
         fallback: state of the fallback solver, or None while nothing needed it.
         outcome: int8 codes `[*stack]`.
+        rise: δ, what was added to the diagonal, `[*stack]`.
     """
 
     inner: Any  # Any: state of the inner solver
     operator: Operator
     fallback: Any  # Any: state of the fallback solver
     outcome: Tensor
+    rise: Tensor
 
 
 @dataclass(frozen=True)
 class Guarded(Solver[Watched]):
-    """Re-damp, then fall back, member by member.
+    """Try again, re-damp, then fall back, member by member.
 
     Args:
         inner: the solver to watch.
         fallback: solver for what the inner one cannot do.
-        retries: how often to raise the damping before falling back.
+        retries: how often to prepare again, with more damping where that can help, before falling back.
         initial: first rise of the damping, relative to the mean eigenvalue tr(M)/n.
         growth: factor between rises.
         residual_tolerance: relative residual above which a solution falls back; None checks for finite values only. Checking
-            costs a digital product per solve, as much as applying an inverse.
+            costs a digital product per solve, as much as applying an inverse, and is all that tells garbage from a result.
 
     Raises:
         ValueError: retries below 0, or initial or growth not positive.
@@ -80,20 +86,27 @@ class Guarded(Solver[Watched]):
         bad = ~usable(codes)
         mean_eigenvalue = operator.trace() / operator.size
         rise = torch.zeros_like(mean_eigenvalue)
+        tried = torch.zeros_like(bad)
         for k in range(self.retries):
             if not bool(bad.any()):
                 break
-            rise = torch.where(bad, self.initial * self.growth**k * mean_eigenvalue, rise)
-            inner, extra = self.inner.prepare(operator.shift(rise), generator=generator)  # all members: one state, one tier
+            damp = bad if not work.jobs else bad & ~_accident(codes)
+            rise = torch.where(damp, self.initial * self.growth**k * mean_eigenvalue, rise)
+            again, extra = self.inner.prepare(operator.shift(rise), generator=generator)
             work = work + extra * float(bad.float().mean())  # a real machine would be asked for the failed ones only
-            codes = self.inner.outcome(inner)
-            codes = torch.where((rise > 0) & (codes == Outcome.SOLVED.code), Outcome.REDAMPED.code, codes).to(torch.int8)
+            ended = self.inner.outcome(again)
+            if same_structure(again, inner):
+                again, ended = select(bad, again, inner), torch.where(bad, ended, codes)
+            inner, tried = again, tried | bad
+            codes = ended
             bad = ~usable(codes)
+        better = torch.where(rise > 0, Outcome.REDAMPED.code, Outcome.RETRIED.code)
+        codes = torch.where(tried & (codes == Outcome.SOLVED.code), better, codes).to(torch.int8)
         fallback = None
         if bool(bad.any()):
             fallback, codes, extra = self._fall_back(operator, bad, codes)
             work = work + extra
-        return Watched(inner, operator, fallback, codes), work
+        return Watched(inner, operator, fallback, codes, rise), work
 
     def _fall_back(self, operator: Operator, bad: Tensor, codes: Tensor) -> tuple[Any, Tensor, Work]:
         """Prepare the fallback and mark the members that use it."""
@@ -104,37 +117,55 @@ class Guarded(Solver[Watched]):
     def solve(
         self, state: Watched, rhs: Tensor, *, guess: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Solution:
-        solution = self.inner.solve(state.inner, rhs, guess=guess, generator=generator)
-        stack = len(state.operator.stack)
         fell_back = state.outcome == Outcome.FELL_BACK.code
-        finite = torch.isfinite(solution.value).flatten(stack).all(-1)
-        bad = fell_back | ~finite | ~usable(solution.outcome)
-        told = finite | ~usable(solution.outcome)
-        residual, failure = solution.residual, torch.where(told, solution.outcome, Outcome.NONFINITE.code)
-        if self.residual_tolerance is not None:
-            residual = _relative_residual(state.operator, solution.value, rhs)
-            inaccurate = ~(residual <= self.residual_tolerance)
-            failure = torch.where(inaccurate & usable(failure), Outcome.INACCURATE.code, failure)
-            bad = bad | inaccurate
-        value, work, codes = solution.value, solution.work, torch.where(bad, failure, state.outcome)
-        if bool(bad.any()):
-            share = float(bad.float().mean())
-            fallback, extra = (state.fallback, Work()) if state.fallback is not None else self.fallback.prepare(state.operator)
+        solution, failure, residual = self._ask(state, rhs, guess, generator)
+        value, work, successor, notes = solution.value, solution.work, solution.state, solution.notes
+        codes = torch.where(usable(failure), state.outcome, failure)
+        bad = ~usable(failure) & ~fell_back
+        if solution.work.jobs and bool(bad.any()):
+            second, failure, measured = self._ask(state, rhs, guess, generator)
+            value, work = torch.where(over(bad, value), second.value, value), work + second.work * float(bad.float().mean())
+            if residual is not None and measured is not None:
+                residual = torch.where(bad, measured, residual)
+            if successor is not None:
+                successor = select(bad, second.state, successor)
+            mended = bad & usable(failure)
+            codes = torch.where(bad, torch.where(mended, Outcome.RETRIED.code, failure), codes)
+            bad = bad & ~mended
+        finite = finite_members(value, bad.ndim)
+        lost, fallback = bad | fell_back, state.fallback
+        if bool(lost.any()):
+            share, extra = float(lost.float().mean()), Work()
+            if fallback is None:
+                fallback, extra = self.fallback.prepare(state.operator)
             digital = self.fallback.solve(fallback, rhs)
-            value = torch.where(bad.reshape(*bad.shape, *(1,) * (value.ndim - stack)), digital.value, value)
-            codes = torch.where(bad & usable(digital.outcome), Outcome.FELL_BACK.code, codes)
-            work = work + (extra + digital.work) * share
-        successor = None
-        if solution.state is not None:
-            successor = Watched(select(finite, solution.state, state.inner), state.operator, state.fallback, state.outcome)
-        return Solution(value, work, codes.to(torch.int8), residual, solution.notes, successor)
+            value = torch.where(over(lost, value), digital.value, value)
+            codes = torch.where(lost & usable(digital.outcome), Outcome.FELL_BACK.code, torch.where(bad, failure, codes))
+            work, notes = work + (extra + digital.work) * share, {**notes, "fallbacks": lost}
+        if successor is not None or fallback is not state.fallback:
+            inner = state.inner if successor is None else select(finite, successor, state.inner)
+            successor = Watched(inner, state.operator, fallback, state.outcome, state.rise)
+        return Solution(value, work, codes.to(torch.int8), residual, notes, successor)
+
+    def _ask(
+        self, state: Watched, rhs: Tensor, guess: Tensor | None, generator: torch.Generator | None
+    ) -> tuple[Solution, Tensor, Tensor | None]:
+        """One solve, how it ended, codes `[*stack]`, and its residual."""
+        solution = self.inner.solve(state.inner, rhs, guess=guess, generator=generator)
+        finite = finite_members(solution.value, len(state.operator.stack))
+        ended = torch.where(finite | ~usable(solution.outcome), solution.outcome, Outcome.NONFINITE.code)
+        residual = solution.residual
+        if self.residual_tolerance is not None:
+            asked = state.operator.shift(state.rise)
+            residual = relative_residual(rhs - asked @ solution.value, rhs, len(asked.stack))
+            inaccurate = ~(residual <= self.residual_tolerance)
+            ended = torch.where(inaccurate & usable(ended), Outcome.INACCURATE.code, ended)
+        return solution, ended, residual
 
     def outcome(self, state: Watched) -> Tensor:
         return state.outcome
 
 
-def _relative_residual(operator: Operator, value: Tensor, rhs: Tensor) -> Tensor:
-    """‖b − Mx‖/‖b‖ over all right-hand sides of a member, `[*stack]`."""
-    stack = len(operator.stack)
-    error = (rhs - operator @ value).flatten(stack).norm(dim=-1)
-    return error / rhs.flatten(stack).norm(dim=-1).clamp_min(torch.finfo(rhs.dtype).tiny)
+def _accident(codes: Tensor) -> Tensor:
+    """Which failures of a machine another try may mend, bool `[*stack]`."""
+    return (codes == Outcome.LATE.code) | (codes == Outcome.NONFINITE.code)

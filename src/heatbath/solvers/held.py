@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from heatbath.machines import Faulty, Machine, Programmed, Reading, Schedule
-from heatbath.machines.door import Derivation
-from heatbath.operators import Dense, Operator, tree
+from heatbath.machines.law import Derivation
+from heatbath.operators import Dense, Operator, nodes_of, tree
 from heatbath.solvers.base import Outcome
+from heatbath.solvers.inverse import Inverse
 from heatbath.work import Work, elementwise
 
 
@@ -29,13 +30,13 @@ class Held:
         programmed: what the machine holds.
         root: D as a vector, `[*stack, n]`.
         outcome: int8 codes `[*stack]`.
-        voltages: at the end of the last run, `[*stack, *batch, n]`; None if they are not kept.
+        carry: where the cells ended the last run, `[*stack, *batch, n]`; None if that is not kept.
     """
 
     programmed: Programmed
     root: Tensor
     outcome: Tensor
-    voltages: Tensor | None = None
+    carry: Tensor | None = None
 
 
 def program(
@@ -75,8 +76,15 @@ def program(
     return Held(programmed, root, codes), work + programmed.work
 
 
+def clips_of(state: Any) -> Tensor | None:  # Any: a state of any solver
+    """What machines clipped while a state was prepared, entries of matrices and readings of inverses together, 0-d, or None."""
+    counts = [held.programmed.clipped for held in nodes_of(state, Held)]
+    counts += [inverse.clipped for inverse in nodes_of(state, Inverse) if inverse.clipped is not None]
+    return torch.stack([count.sum() for count in counts]).sum() if counts else None
+
+
 def outcome_of(reading: Any, prepared: Tensor) -> Tensor:  # Any: a Reading or a CovarianceReading
-    """Outcome codes of a run: what preparing said, unless the machine was late or its voltages ran away."""
+    """Outcome codes of a run: what preparing said, unless the machine was late or ran away."""
     codes = torch.where(reading.diverged, Outcome.INDEFINITE.code, prepared)
     return torch.where(reading.late, Outcome.LATE.code, codes).to(torch.int8)
 

@@ -23,14 +23,16 @@ class Inverse:
     Args:
         operator: M⁻¹, as an operator of the same domain.
         outcome: int8 codes `[*stack]`.
-        carry: what the next preparation may start from besides the inverse (a machine's voltages, `[*stack, n, n]`), or None.
+        carry: what the next preparation may start from besides the inverse (where a machine ended, `[*stack, n, n]`), or None.
         residual: ‖I − XM‖_F/√n of the inverse X `[*stack]` where the solver measured it, else None.
+        clipped: what a machine clipped on the way, entries, drives and readings together, int64 `[*stack]`, or None.
     """
 
     operator: Operator
     outcome: Tensor
     carry: Tensor | None = None
     residual: Tensor | None = None
+    clipped: Tensor | None = None
 
 
 def invert_diagonal(operator: Diagonal) -> tuple[Inverse, Work]:

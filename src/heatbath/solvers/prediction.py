@@ -8,7 +8,9 @@ For a held matrix Â with eigenvalues λ, drives b̂ at full scale and typical r
     noise        √(Σ Var(λ)) / ‖x̂‖      laws (a) and (b) of `heatbath.machines`
     conversion   drive step/√12 · √n/‖b̂‖, and one step of the read converter
 
-All are first-order, so a total near 1 means no more than "useless".
+All are first-order, so a total near 1 means no more than "useless". Rounding, noise and conversion are right within a factor
+of 2 in the mean over typical right-hand sides (entries at full scale, which are held exactly, and ranges of the read converter
+are not in the formulas); settling is a bound.
 """
 
 from __future__ import annotations
@@ -56,8 +58,7 @@ def predict(machine: Machine | Faulty, values: Tensor, schedule: Schedule, drive
         drive_norm: ‖b̂‖ with entries at full scale 1: 1 for a unit vector.
     """
     spec, n = machine.spec, values.shape[-1]
-    inner = machine.machine if isinstance(machine, Faulty) else machine
-    moments = inner.clock(schedule).moments(values)
+    moments = machine.clock(schedule).moments(values)
     inverse_norm = values.reciprocal().square().sum(-1).sqrt()
     size = drive_norm / math.sqrt(n) * inverse_norm
     conversion = 0.0 if spec.drive_bits is None else step_error(spec.drive_bits) * math.sqrt(n) / drive_norm

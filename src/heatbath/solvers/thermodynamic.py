@@ -31,7 +31,7 @@ class UnitVectors:
 
     Args:
         schedule: for each of the n drives; None: `default_schedule`.
-        warm_start: start each drive from the voltages of the last inverse.
+        warm_start: start each drive where the last inverse ended.
     """
 
     schedule: Schedule | None = None
@@ -40,7 +40,7 @@ class UnitVectors:
 
 @dataclass(frozen=True)
 class Fluctuations:
-    """Read an inverse from the covariance of the voltages, undriven: the published method 1.
+    """Read an inverse from the covariance of the undriven cells: the published method 1.
 
     A relative error ε takes between (n+1)/ε² and (n+1)κ/ε² time constants at any temperature: 5·10⁵ τ for n = 1536, κ = 10,
     ε = 0.1.
@@ -66,7 +66,7 @@ class ThermodynamicSolve(Solver[Held]):
         machine: the machine.
         schedule: for each drive; None: `default_schedule`.
         equilibrate: scale to a unit diagonal before programming.
-        warm_start: start each drive from the voltages of the last one.
+        warm_start: start each drive where the last one ended.
     """
 
     machine: Machine | Faulty
@@ -80,14 +80,14 @@ class ThermodynamicSolve(Solver[Held]):
         schedule = self.schedule or default_schedule(self.machine)
         held, work = program(self.machine, operator, schedule, equilibrate=self.equilibrate, generator=generator)
         if self.warm_start and previous is not None:
-            held = Held(held.programmed, held.root, held.outcome, previous.voltages)
+            held = Held(held.programmed, held.root, held.outcome, previous.carry)
         return held, work
 
     def solve(
         self, state: Held, rhs: Tensor, *, guess: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Solution:
         root = state.root.reshape(*state.root.shape[:-1], *(1,) * (rhs.ndim - state.root.ndim), -1)
-        start = state.voltages if state.voltages is not None and state.voltages.shape == rhs.shape else None
+        start = state.carry if state.carry is not None and state.carry.shape == rhs.shape else None
         reading = self.machine.run(
             state.programmed,
             rhs * root,
@@ -138,6 +138,7 @@ class ThermodynamicInverse(Solver[Inverse]):
                 generator=generator,
             )
             raw, codes, work, carry = reading.inverse, outcome_of(reading, held.outcome), work + reading.work, None
+            clipped = reading.read_clipped
         else:
             schedule = self.readout.schedule or default_schedule(self.machine)
             held, work = program(self.machine, operator, schedule, equilibrate=self.equilibrate, generator=generator)
@@ -152,10 +153,11 @@ class ThermodynamicInverse(Solver[Inverse]):
             )
             raw, codes = 0.5 * (driven.mean + driven.mean.mT), outcome_of(driven, held.outcome)
             work, carry = work + driven.work, driven.end
+            clipped = driven.read_clipped + driven.drive_clipped
         inverse = held.root.unsqueeze(-1) * raw * held.root.unsqueeze(-2)
         finite = torch.isfinite(inverse).flatten(-2).all(-1)
         codes = torch.where(finite | (codes != Outcome.SOLVED.code), codes, Outcome.NONFINITE.code).to(torch.int8)
-        return Inverse(Dense(inverse), codes, carry), work
+        return Inverse(Dense(inverse), codes, carry, clipped=clipped + held.programmed.clipped), work
 
     def solve(
         self, state: Inverse, rhs: Tensor, *, guess: Tensor | None = None, generator: torch.Generator | None = None
