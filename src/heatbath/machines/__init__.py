@@ -40,3 +40,5 @@ from heatbath.machines.stepper import ReadByRead as ReadByRead
 from heatbath.machines.stepper import Stepper as Stepper
 from heatbath.machines.toml import load_machine as load_machine
 from heatbath.machines.toml import machine_toml as machine_toml
+from heatbath.machines.voltages import VoltageReading as VoltageReading
+from heatbath.machines.voltages import read_voltages as read_voltages

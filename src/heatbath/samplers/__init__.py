@@ -1,5 +1,13 @@
 """The machine at work beyond training: quadratic programs, samples, posteriors."""
 
+from heatbath.samplers.diagnostics import Diagnostics as Diagnostics
+from heatbath.samplers.diagnostics import diagnose as diagnose
+from heatbath.samplers.gaussian import Draws as Draws
+from heatbath.samplers.gaussian import Gaussian as Gaussian
+from heatbath.samplers.gaussian import linear_regression as linear_regression
+from heatbath.samplers.gaussian import sample_gaussian as sample_gaussian
+from heatbath.samplers.langevin import LogisticRegression as LogisticRegression
+from heatbath.samplers.langevin import langevin as langevin
 from heatbath.samplers.max_cut import Cut as Cut
 from heatbath.samplers.max_cut import cut_value as cut_value
 from heatbath.samplers.max_cut import max_cut as max_cut

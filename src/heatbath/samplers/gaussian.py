@@ -1,0 +1,141 @@
+"""Gaussian posteriors, sampled by a machine at equilibrium (Aifer et al. 2024, arXiv 2410.01793).
+
+Of a linear model y = Xw + ε with ε ~ N(0, σ²) and w ~ N(0, s²I) the posterior is N(Λ⁻¹b, Λ⁻¹) with
+
+    Λ = XᵀX/σ² + I/s²,    b = Xᵀy/σ²
+
+and a machine that holds Λ and is driven by b *is* distributed so: nothing is solved, its voltages are read. The matrix is
+scaled to a unit diagonal before programming, Λ = D^{1/2} M D^{1/2}, so that few bits go a long way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from heatbath.machines import Machine, read_voltages
+from heatbath.operators import check_symmetric
+from heatbath.work import Work, elementwise
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian:
+    """N(Λ⁻¹b, Λ⁻¹), by precision and potential.
+
+    Args:
+        precision: Λ, `[n, n]`, symmetric positive definite.
+        potential: b, `[n]`.
+
+    Raises:
+        TypeError: not tensors of one dtype, float32 or float64.
+        ValueError: shapes that do not fit, NaN or inf, a precision that is not symmetric.
+    """
+
+    precision: Tensor
+    potential: Tensor
+
+    def __post_init__(self) -> None:
+        check_symmetric(self.precision, "precision")
+        if self.precision.ndim != 2:
+            raise ValueError(f"precision must be one matrix [n, n], got shape {tuple(self.precision.shape)}")
+        if not isinstance(self.potential, Tensor) or self.potential.dtype != self.precision.dtype:
+            raise TypeError(f"potential must be a tensor of {self.precision.dtype}, like precision")
+        if self.potential.shape != self.precision.shape[:1] or not bool(torch.isfinite(self.potential).all()):
+            raise ValueError(f"potential must be {len(self.precision)} finite numbers, got {tuple(self.potential.shape)}")
+
+    def mean(self) -> Tensor:
+        """Λ⁻¹b, `[n]`, digitally."""
+        return torch.cholesky_solve(self.potential[:, None], torch.linalg.cholesky(self.precision)).squeeze(-1)
+
+    def covariance(self) -> Tensor:
+        """Λ⁻¹, `[n, n]`, digitally."""
+        return torch.cholesky_inverse(torch.linalg.cholesky(self.precision))
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Samples, and what they took.
+
+    Args:
+        values: `[reads, chains, n]`.
+        work: what it asked of hardware.
+        notes: clip counts and the emulation tier, by name.
+    """
+
+    values: Tensor
+    work: Work
+    notes: dict[str, Any] = field(default_factory=dict)  # Any: counts and words
+
+
+def linear_regression(inputs: Tensor, targets: Tensor, *, noise: float, prior: float) -> Gaussian:
+    """The posterior of the weights of a linear model.
+
+    Args:
+        inputs: X, `[N, D]`.
+        targets: y, `[N]`.
+        noise: σ, standard deviation of the noise.
+        prior: s, standard deviation of each weight before data.
+
+    Raises:
+        ValueError: standard deviations that are not positive, or shapes that do not fit.
+    """
+    if not noise > 0 or not prior > 0:
+        raise ValueError(f"noise and prior are standard deviations and must be positive, got {noise} and {prior}")
+    if inputs.ndim != 2 or targets.shape != inputs.shape[:1]:
+        raise ValueError(f"inputs [N, D] and targets [N] must fit, got {tuple(inputs.shape)} and {tuple(targets.shape)}")
+    precision = inputs.mT @ inputs / noise**2
+    precision.diagonal().add_(prior**-2)
+    return Gaussian(precision, inputs.mT @ targets / noise**2)
+
+
+def sample_gaussian(
+    gaussian: Gaussian,
+    machine: Machine,
+    *,
+    reads: int,
+    interval: float,
+    burn_in: float,
+    chains: int = 4,
+    generator: torch.Generator | None = None,
+) -> Draws:
+    """Read samples off a machine that holds the precision and is driven by the potential.
+
+    Args:
+        gaussian: what to sample.
+        machine: needs noise that is not small against full scale (`noise_volts_rms`), or a fine drive converter.
+        reads: samples of each chain.
+        interval: seconds between them; correlated unless it is several relaxation times τ/λ_min of the scaled precision.
+        burn_in: seconds before the first.
+        chains: independent chains.
+        generator: source of randomness.
+
+    Raises:
+        ValueError: a precision whose diagonal is not positive, or what `read_voltages` refuses; a machine on which rounding
+            made the precision indefinite.
+    """
+    diagonal = gaussian.precision.diagonal()
+    if not bool((diagonal > 0).all()):
+        raise ValueError("a precision needs a positive diagonal; add a prior")
+    root = diagonal.rsqrt()
+    programmed = machine.program(root[:, None] * gaussian.precision * root, generator=generator)
+    if not bool(programmed.definite):
+        raise ValueError(
+            f"machine {machine.spec.name!r} holds a precision that rounding made indefinite: it would run away; "
+            "give it more matrix_bits, or a narrower prior"
+        )
+    reading = read_voltages(
+        machine,
+        programmed,
+        root * gaussian.potential,
+        reads=reads,
+        interval=interval,
+        burn_in=burn_in,
+        chains=chains,
+        generator=generator,
+    )
+    counts = {name: int(getattr(reading, name)) for name in ("drive_clipped", "read_clipped", "attenuated")}
+    digital = Work.of(elementwise(reading.samples.numel()))
+    return Draws(reading.samples * root, programmed.work + reading.work + digital, {"tier": reading.tier, **counts})
