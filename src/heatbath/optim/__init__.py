@@ -5,8 +5,11 @@ from heatbath.optim.damping import ExactDamping as ExactDamping
 from heatbath.optim.damping import FactoredDamping as FactoredDamping
 from heatbath.optim.damping import InputDamping as InputDamping
 from heatbath.optim.damping import LevenbergMarquardt as LevenbergMarquardt
+from heatbath.optim.joint import JointNaturalGradient as JointNaturalGradient
+from heatbath.optim.joint import JointPolicy as JointPolicy
 from heatbath.optim.kfac import KFAC as KFAC
 from heatbath.optim.natural import NaturalGradient as NaturalGradient
+from heatbath.optim.ngd import NGD as NGD
 from heatbath.optim.policy import Policy as Policy
 from heatbath.optim.precondition import Preconditioner as Preconditioner
 from heatbath.optim.precondition import preconditioned as preconditioned
