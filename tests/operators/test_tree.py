@@ -7,7 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from heatbath.operators import Dense, Diagonal, Kronecker, from_plain, map_tensors, same_structure, select, to_plain, tree
+from heatbath.operators import (
+    Dense,
+    Diagonal,
+    Kronecker,
+    Shifted,
+    from_plain,
+    map_tensors,
+    same_structure,
+    select,
+    to_plain,
+    tree,
+)
 
 
 @tree
@@ -102,3 +113,10 @@ def test_what_cannot_be_saved_is_refused():
 def test_a_class_this_version_does_not_know_is_refused():
     with pytest.raises(ValueError, match="the checkpoint holds a 'Hologram', which this version of heatbath does not know"):
         from_plain({"tree": "Hologram", "fields": {}})
+
+
+def test_one_member_without_a_stack_is_selected_whole():
+    first, second = Shifted(Dense(torch.eye(2)), torch.tensor(1.0)), Shifted(Dense(2 * torch.eye(2)), torch.tensor(2.0))
+    chosen = select(torch.tensor(False), first, second)
+    assert torch.equal(chosen.amount, second.amount)
+    assert torch.equal(chosen.dense(), second.dense())

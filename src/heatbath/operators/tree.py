@@ -66,7 +66,7 @@ def select(mask: Tensor, chosen: T, other: T) -> T:
     """
     if not same_structure(chosen, other):
         return chosen
-    return map_tensors(lambda a, b: torch.where(mask.reshape(*mask.shape, *(1,) * (a.ndim - mask.ndim)), a, b), chosen, other)
+    return map_tensors(lambda a, b: torch.where(mask.reshape((*mask.shape, *(1,) * (a.ndim - mask.ndim))), a, b), chosen, other)
 
 
 def same_structure(a: Any, b: Any) -> bool:  # Any: a recursive sum type
