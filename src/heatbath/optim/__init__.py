@@ -15,6 +15,9 @@ from heatbath.optim.precondition import Preconditioner as Preconditioner
 from heatbath.optim.precondition import preconditioned as preconditioned
 from heatbath.optim.quadratic import QuadraticModel as QuadraticModel
 from heatbath.optim.schedule import Interval as Interval
+from heatbath.optim.tngd import TNGD as TNGD
+from heatbath.optim.tngd import Start as Start
+from heatbath.optim.tngd import TNGDPolicy as TNGDPolicy
 from heatbath.optim.trust import KLClip as KLClip
 from heatbath.optim.trust import NormClip as NormClip
 from heatbath.optim.trust import Unclipped as Unclipped
