@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from heatbath.curvature.fisher import ExactFisher, Fisher
@@ -230,11 +231,16 @@ class JacobianRoot(Root):
         return found
 
     def _run(self, point: dict[str, Tensor], args: Any, kwargs: Any) -> Tensor:  # Any: a model's inputs
-        """The observed outputs as a function of parameters; buffers are copied, so that nobody's averages move."""
+        """The observed outputs as a function of parameters.
+
+        Buffers are copied, so that nobody's averages move; attention takes its plain form, for fused ones know neither
+        forward mode nor vmap.
+        """
         buffers = {name: b.clone() for name, b in self.model.named_buffers()}
         listening, self.capture.enabled = self.capture.enabled, False
         try:
-            return self.output(functional_call(self.model, {**buffers, **point}, tuple(args), dict(kwargs)))
+            with sdpa_kernel(SDPBackend.MATH):
+                return self.output(functional_call(self.model, {**buffers, **point}, tuple(args), dict(kwargs)))
         finally:
             self.capture.enabled = listening
 

@@ -24,7 +24,8 @@ def heavy_ball_step(
     moves = list(directions)
     if group["momentum"]:
         held = [state[p].setdefault("momentum", torch.zeros_like(p)) for p in parameters]
-        torch._foreach_mul_(held, torch.where(finite, group["momentum"], 1.0).to(held[0]))
+        one = held[0].new_ones(())
+        torch._foreach_mul_(held, torch.where(finite, group["momentum"] * one, one))
         torch._foreach_add_(held, moves)
         moves = list(torch._foreach_mul(held, finite.to(held[0])))
     if group["weight_decay"]:

@@ -149,7 +149,7 @@ class JointNaturalGradient(torch.optim.Optimizer):
         scale = self._trust(natural, gradient)
         self._tally.add_step(scale, finite)
         if adapt is not None and evaluate is not None and adapt.due(self.steps):
-            before, old = evaluate(), _flat([p.clone() for p in self._parameters()])
+            before, old = evaluate(), _flat(self._parameters())
             self._move(self._split(natural * scale), finite)
             moved = old - _flat(self._parameters())
             predicted = gradient @ moved - 0.5 * (moved @ (curvature @ moved))
@@ -185,14 +185,15 @@ class JointNaturalGradient(torch.optim.Optimizer):
 
     def _curvature(self) -> Gram:
         """G + λI of what was observed."""
-        terms = torch.stack([torch.as_tensor(each.terms, device=each.outputs.device).float() for each in self._seen]).sum()
+        like = _flat([self._seen[0].outputs])
+        terms = torch.stack([torch.as_tensor(each.terms).to(like) for each in self._seen]).sum()
         names = {id(p): name for name, p in self.model.named_parameters()}
         parameters = {names[id(p)]: p for p in self._parameters()}
         passes = [Passage(each, terms) for each in self._seen]
         root = JacobianRoot(self.model, parameters, passes, terms, self.capture, self.policy.output)
         if self.steps == 0:
             _check_repeats(root)
-        return Gram(root, torch.as_tensor(self.param_groups[0]["damping"], device=terms.device))
+        return Gram(root, torch.as_tensor(self.param_groups[0]["damping"], dtype=like.dtype, device=like.device))
 
     def _gradient(self) -> Tensor:
         """The gradient of the mean loss, `[n]`; zero where a parameter has none."""
