@@ -118,6 +118,8 @@ class TNGD(JointNaturalGradient):
         if not isinstance(machine, Machine | Faulty):
             raise TypeError(f"machine must be a Machine, got {type(machine).__name__}: Machine(load_machine('tngd-2024'))")
         policy = TNGDPolicy() if policy is None else policy
+        if not isinstance(policy, TNGDPolicy):
+            raise TypeError(f"policy must be a TNGDPolicy, got {type(policy).__name__}")
         _check(model, machine, time, damping)
         defaults = default_options(lr=lr, damping=damping, momentum=0.0, weight_decay=0.0, l2=0.0)
         super().__init__(
@@ -174,15 +176,13 @@ def _check(model: nn.Module, machine: Machine | Faulty, time: float | None, damp
     """
     n, cells = sum(p.numel() for p in model.parameters() if p.requires_grad), machine.spec.cells
     advice = (
-        "train fewer (freeze layers, low-rank adapters), or use NGD(solver=SmallSide(ThermodynamicSolve(machine))), which "
+        "train fewer parameters (freeze layers, low-rank adapters), or use NGD(solver=SmallSide(ThermodynamicSolve(machine))), which "
         "needs a cell for each output of the batch, or KFAC, which needs one for each feature of a layer"
     )
     if cells is not None and n > cells:
-        raise ValueError(
-            f"TNGD needs a cell for each of {n} trained parameters, machine {machine.spec.name!r} has {cells}: {advice}"
-        )
+        raise ValueError(f"machine {machine.spec.name!r} has {cells} cells, TNGD needs one for each of {n}: {advice}")
     if n > LIMIT:
-        raise ValueError(f"TNGD is emulated up to {LIMIT} trained parameters, the model has {n}: {advice}")
+        raise ValueError(f"TNGD is emulated up to {LIMIT} parameters, {n} are to be trained: {advice}")
     if time is not None and not (math.isfinite(time) and time >= 0):
         raise ValueError(f"time must be a finite number of seconds, 0 or more, got {time}; None is the machine's stated time")
     if not damping > 0:
