@@ -43,9 +43,8 @@ def system(model: nn.Module) -> tuple[Tensor, Tensor, float]:
 def after(model: nn.Module, time: float, *, start: Start = Start.RESET) -> Tensor:
     """What one step of lr 1 on an ideal machine takes off the parameters."""
     policy = TNGDPolicy(start=start)
-    optimizer = TNGD(
-        model, machine=machine, fisher=EXACT, time=time, lr=1.0, damping=DAMPING, policy=policy, generator=fresh(1)
-    )
+    known = {"machine": IDEAL, "fisher": EXACT, "damping": DAMPING, "policy": policy}
+    optimizer = TNGD(model, time=time, lr=1.0, generator=fresh(1), **known)
     before = flat(model)
     steps(model, optimizer, *batch(), loss=F.cross_entropy)
     return before - flat(model)

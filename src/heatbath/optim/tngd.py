@@ -176,8 +176,8 @@ def _check(model: nn.Module, machine: Machine | Faulty, time: float | None, damp
     """
     n, cells = sum(p.numel() for p in model.parameters() if p.requires_grad), machine.spec.cells
     advice = (
-        "train fewer parameters (freeze layers, low-rank adapters), or use NGD(solver=SmallSide(ThermodynamicSolve(machine))), which "
-        "needs a cell for each output of the batch, or KFAC, which needs one for each feature of a layer"
+        "train fewer parameters (freeze layers, low-rank adapters), or use NGD(solver=SmallSide(ThermodynamicSolve(machine))), "
+        "which needs a cell for each output of the batch, or KFAC, which needs one for each feature of a layer"
     )
     if cells is not None and n > cells:
         raise ValueError(f"machine {machine.spec.name!r} has {cells} cells, TNGD needs one for each of {n}: {advice}")
