@@ -1,11 +1,10 @@
 """Fine-tune low-rank adapters of a small character transformer with Adam, TNGD and TNGD-Adam.
 
-A transformer is trained for a while on the first four fifths of tiny Shakespeare, then frozen. Rank-one adapters on its attention
-layers (n = 512 numbers, so 512 cells) are fine-tuned on most of the last fifth and judged on the end of it. At each step TNGD
-programs the machine with a sampled Fisher matrix and reads it after `--taus` time constants, before it has settled.
+A transformer is trained for a while on four fifths of tiny Shakespeare, then frozen. Rank-one adapters on its attention layers
+(n = 512 numbers, so 512 cells) are fine-tuned on most of the rest and judged on the end of it. At each step TNGD programs the
+machine with a sampled Fisher matrix and reads it after `--taus` time constants, before it has settled.
 
-    python examples/tngd_lora.py                 # looks for $HEATBATH_DATA/tinyshakespeare/input.txt
-    python examples/tngd_lora.py --text my.txt --taus 5 --steps 100
+    python examples/tngd_lora.py --taus 20 --steps 100      # text: $HEATBATH_DATA/tinyshakespeare/input.txt, or --text FILE
 """
 
 from __future__ import annotations
