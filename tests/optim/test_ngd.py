@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from heatbath.curvature import (
     Bernoulli,
@@ -21,7 +23,7 @@ from heatbath.curvature import (
     Reduction,
     SampledFisher,
 )
-from heatbath.optim import KFAC, NGD, JointPolicy, KLClip, LevenbergMarquardt, NormClip
+from heatbath.optim import KFAC, NGD, JointPolicy, KLClip, LevenbergMarquardt, NormClip, joint
 from heatbath.solvers import Cholesky, ConjugateGradient, Full, Guarded, NewtonSchulz, Refined, SmallSide, ThermodynamicSolve
 from tests.curvature.test_jacobian import close, families, gauss_newton, mlp
 from tests.curvature.truth import fill
@@ -273,6 +275,56 @@ def test_a_checkpoint_goes_on_bit_equal_and_work_goes_with_it():
     assert other.report() == optimizer.report()
 
 
+def test_a_copy_goes_on_alone():
+    x, y, (model, optimizer, _) = noise(5, 4), noise(5, 3, seed=1), ready(momentum=0.9, damping=0.1)
+    steps(model, optimizer, x, y)
+    other, twin = copy.deepcopy((model, optimizer))
+    steps(model, optimizer, x, y, 2)
+    kept = flat(model)
+    steps(other, twin, x, y, 2)
+    assert torch.equal(flat(other), kept)
+    assert torch.equal(flat(model), kept)
+    assert twin.report() == optimizer.report()
+
+
+def test_distributed_checkpoints_hold_the_momentum():
+    x, y, (model, optimizer, _) = noise(5, 4), noise(5, 3, seed=1), ready(momentum=0.9, damping=0.1)
+    steps(model, optimizer, x, y)
+    weights, saved = get_state_dict(model, optimizer)
+    weights, saved = copy.deepcopy((weights, saved))
+    steps(model, optimizer, x, y)
+    again, other, _ = ready(momentum=0.9, damping=0.1)
+    get_state_dict(again, other)
+    set_state_dict(again, other, model_state_dict=weights, optim_state_dict=saved)
+    steps(again, other, x, y)
+    assert torch.equal(flat(again), flat(model))
+
+
+@pytest.mark.parametrize("fisher", [ExactFisher(Gaussian()), EmpiricalFisher()], ids=lambda f: type(f).__name__)
+def test_a_grad_scaler_changes_nothing(fisher):
+    x, y, moved = noise(5, 4), noise(5, 3, seed=1), []
+    for scaled in (False, True):
+        model, optimizer, _ = ready(fisher=fisher, damping=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=scaled)
+        scaler.scale(F.mse_loss(optimizer.observe(model(x)), y)).backward()
+        scaler.step(optimizer)
+        moved.append(flat(model))
+    close(moved[1], moved[0])
+
+
+def test_a_group_that_comes_later_gets_the_defaults():
+    model, x, y = mlp(), noise(6, 4, seed=1), noise(6, 3, seed=2)
+    model[0].requires_grad_(False)
+    optimizer = NGD(model, fisher=ExactFisher(Gaussian()), lr=0.2, damping=0.1)
+    model[0].requires_grad_(True)
+    optimizer.add_param_group({"params": model[0].parameters()})
+    assert optimizer.param_groups[1]["lr"] == 0.2
+    whole = mlp()
+    steps(model, optimizer, x, y)
+    steps(whole, NGD(whole, fisher=ExactFisher(Gaussian()), lr=0.2, damping=0.1), x, y)
+    close(flat(model), flat(whole))
+
+
 def test_states_of_others_are_refused():
     optimizer = NGD(mlp(), fisher=ExactFisher(Gaussian()))
     with pytest.raises(ValueError, match="this state_dict was not saved by NGD or TNGD"):
@@ -322,6 +374,20 @@ def test_options_out_of_range_are_refused(options):
     (name,) = options
     with pytest.raises(ValueError, match=f"{name} must"):
         NGD(mlp(), fisher=ExactFisher(Gaussian()), **options)
+
+
+def test_groups_with_dampings_of_their_own_are_refused():
+    model = mlp()
+    with pytest.raises(ValueError, match="all parameters are solved for together, so groups cannot have dampings of their own"):
+        NGD(model, [{"params": model[0].parameters(), "damping": 1.0}], fisher=ExactFisher(Gaussian()))
+
+
+def test_several_processes_are_refused(monkeypatch):
+    model, optimizer, x = ready()
+    optimizer.observe(model(x)).square().mean().backward()
+    monkeypatch.setattr(joint, "is_parallel", lambda: True)
+    with pytest.raises(ValueError, match="NGD and TNGD work in one process: G is of one batch"):
+        optimizer.step()
 
 
 def test_a_model_with_nothing_to_train_is_refused():

@@ -25,10 +25,14 @@ from heatbath.optim.coverage import Coverage, Covered
 from heatbath.optim.damping import LevenbergMarquardt
 from heatbath.optim.fallback import adam_step
 from heatbath.optim.heavy_ball import heavy_ball_step
+from heatbath.optim.options import complete_group
+from heatbath.optim.scaling import loss_scale
 from heatbath.optim.tally import Tally
 from heatbath.optim.trust import Trust, Unclipped
 from heatbath.solvers import Full, SmallSide, Solution, Solver, usable
 from heatbath.work import Work
+
+OWN = ("model", "fisher", "solver", "policy", "adam", "generator", "steps", "_tally", "_memory", "capture")
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class JointNaturalGradient(torch.optim.Optimizer):
 
     Raises:
         TypeError: a Fisher that has no vectors at the outputs.
+        ValueError: groups with different damping.
     """
 
     def __init__(
@@ -83,7 +88,10 @@ class JointNaturalGradient(torch.optim.Optimizer):
     ) -> None:
         if not isinstance(fisher, Fisher) or isinstance(fisher, InputOnly):
             raise TypeError(f"fisher must be ExactFisher, SampledFisher or EmpiricalFisher, got {type(fisher).__name__}")
-        super().__init__(list(groups), defaults)
+        groups = list(groups)
+        if len({float(group["damping"]) for group in groups}) > 1:
+            raise ValueError("all parameters are solved for together, so groups cannot have dampings of their own")
+        super().__init__(groups, defaults)
         self.model, self.fisher, self.solver, self.policy = model, fisher, solver, policy
         self.adam, self.generator = adam, generator
         self.steps = 0
@@ -92,6 +100,14 @@ class JointNaturalGradient(torch.optim.Optimizer):
         self._seen: list[Sighting] = []
         self.capture = InputCapture(model)
         weakref.finalize(self, InputCapture.detach, self.capture).atexit = False
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:  # Any: torch's own type
+        """Add parameters of the model; options left out are the defaults.
+
+        Raises:
+            ValueError: an option out of range.
+        """
+        super().add_param_group(complete_group(param_group, self.defaults, 0.0))
 
     @torch.compiler.disable
     def observe(self, outputs: Tensor, targets: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
@@ -144,7 +160,7 @@ class JointNaturalGradient(torch.optim.Optimizer):
                 loss = closure()
         if not self._ready():
             return loss
-        curvature, gradient = self._curvature(), self._gradient()
+        curvature, gradient = self._curvature(loss_scale(self, search=True).captured), self._gradient()
         natural, finite = self._solve(curvature, gradient)
         scale = self._trust(natural, gradient)
         self._tally.add_step(scale, finite)
@@ -181,14 +197,22 @@ class JointNaturalGradient(torch.optim.Optimizer):
             return True
         if any(group["lr"] != 0 for group in self.param_groups):
             raise ValueError("step() has seen no outputs since the last one: write loss = loss_fn(opt.observe(model(x)), y)")
-        return False  # torch.distributed.checkpoint rehearses with lr 0
+        if not self.state:  # torch.distributed.checkpoint rehearses with lr 0, to have something to load into
+            zeros = [torch.zeros_like(p) for p in self._parameters()]
+            self._move(zeros, torch.zeros((), dtype=torch.bool, device=zeros[0].device))
+            for p in self._parameters():
+                self.state[p]  # a defaultdict
+        return False
 
-    def _curvature(self) -> Gram:
-        """G + λI of what was observed."""
+    def _curvature(self, scale: Tensor | None) -> Gram:
+        """G + λI of what was observed; `scale` is what a GradScaler multiplied gradients at the outputs by."""
         like = _flat([self._seen[0].outputs])
         terms = torch.stack([torch.as_tensor(each.terms).to(like) for each in self._seen]).sum()
         names = {id(p): name for name, p in self.model.named_parameters()}
         parameters = {names[id(p)]: p for p in self._parameters()}
+        for each in self._seen:
+            if scale is not None and each.gradient is not None:
+                each.gradient = each.gradient / scale
         passes = [Passage(each, terms) for each in self._seen]
         root = JacobianRoot(self.model, parameters, passes, terms, self.capture, self.policy.output)
         if self.steps == 0:
@@ -298,6 +322,15 @@ class JointNaturalGradient(torch.optim.Optimizer):
         self._tally.load_plain(tensors(past["tally"]))
         if self.generator is not None and joint["generator"] is not None:
             self.generator.set_state(joint["generator"].cpu())
+
+    def __getstate__(self) -> dict[str, Any]:  # Any: attributes
+        return {name: self.__dict__[name] for name in ("defaults", "state", "param_groups", *OWN)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # Any: attributes
+        super().__setstate__(state)
+        if "capture" in state:  # a copy, whose model has the copied hook; torch's load_state_dict comes by here too
+            self._seen = []
+            weakref.finalize(self, InputCapture.detach, self.capture).atexit = False
 
 
 def _flat(parts: list[Tensor]) -> Tensor:
