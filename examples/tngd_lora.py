@@ -83,12 +83,12 @@ def nats(model: nn.Module, text: Tensor) -> float:
         return F.cross_entropy(model(windows).flatten(0, 1), targets.flatten()).item()
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, text: Tensor, steps: int, batch: int = 32) -> None:
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, text: Tensor, steps: int, seed: int = 0) -> None:
     """An ordinary loop; `observe` is the one line that TNGD needs."""
     observe: Callable[[Tensor], Tensor] = getattr(optimizer, "observe", lambda outputs: outputs)
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1 + seed)
     for _ in range(steps):
-        x, y = sample(text, batch, generator)
+        x, y = sample(text, 32, generator)
         optimizer.zero_grad()
         F.cross_entropy(observe(model(x)).flatten(0, 1), y.flatten()).backward()
         optimizer.step()
@@ -104,18 +104,18 @@ def adapted(weights: dict[str, Tensor], characters: int, seed: int) -> Transform
     return model
 
 
-def methods(taus: float) -> dict[str, Callable[[nn.Module], torch.optim.Optimizer]]:
+def methods(taus: float, seed: int) -> dict[str, Callable[[nn.Module], torch.optim.Optimizer]]:
     """Optimizers of the adapters; learning rates and damping are the best of the grids in docs/natural_gradient.md."""
     seconds = taus * MACHINE.spec.time_constant
 
-    def tngd(model: nn.Module, lr: float, adam: bool) -> torch.optim.Optimizer:
-        known = {"machine": MACHINE, "fisher": FISHER, "time": seconds, "generator": torch.Generator().manual_seed(2)}
-        return hb.TNGD(model, lr=lr, damping=0.01, policy=hb.TNGDPolicy(adam=adam), **known)
+    def tngd(model: nn.Module, lr: float, damping: float, adam: bool) -> torch.optim.Optimizer:
+        known = {"machine": MACHINE, "fisher": FISHER, "time": seconds, "generator": torch.Generator().manual_seed(seed)}
+        return hb.TNGD(model, lr=lr, damping=damping, policy=hb.TNGDPolicy(adam=adam), **known)
 
     return {
         "Adam": lambda m: torch.optim.Adam([p for p in m.parameters() if p.requires_grad], lr=3e-2),
-        "TNGD": lambda m: tngd(m, 0.3, adam=False),
-        "TNGD-Adam": lambda m: tngd(m, 3e-2, adam=True),
+        "TNGD": lambda m: tngd(m, 0.1, 3e-3, adam=False),
+        "TNGD-Adam": lambda m: tngd(m, 3e-2, 1e-2, adam=True),
     }
 
 
@@ -126,20 +126,20 @@ def main() -> None:
     parser.add_argument("--taus", type=float, default=20.0, help="analog time of a step in units of τ")
     parser.add_argument("--pretrain", type=int, default=600, help="steps of pretraining")
     parser.add_argument("--steps", type=int, default=100, help="steps of fine-tuning")
+    parser.add_argument("--seed", type=int, default=0, help="of adapters, batches and noise in fine-tuning")
     options = parser.parse_args()
     raw = options.text.read_text()
     symbols = {symbol: i for i, symbol in enumerate(sorted(set(raw)))}
     text = torch.tensor([symbols[symbol] for symbol in raw])
-    old, rest = text[: len(text) * 8 // 10], text[len(text) * 8 // 10 :]
-    new, judge = rest[: len(rest) * 9 // 10], rest[len(rest) * 9 // 10 :]
+    old, new, judge = (text[len(text) * a // 100 : len(text) * b // 100] for a, b in ((0, 80), (80, 98), (98, 100)))
     torch.manual_seed(0)
     model = Transformer(len(symbols))
     train(model, torch.optim.AdamW(model.parameters(), lr=3e-3), old, options.pretrain)
     print(f"pretrained for {options.pretrain} steps: {nats(model, judge):.4f} nats a character on the end of the text")
-    for name, make in methods(options.taus).items():
-        tuned = adapted(model.state_dict(), len(symbols), seed=0)
+    for name, make in methods(options.taus, options.seed).items():
+        tuned = adapted(model.state_dict(), len(symbols), options.seed)
         optimizer, begin = make(tuned), time.process_time()
-        train(tuned, optimizer, new, options.steps)
+        train(tuned, optimizer, new, options.steps, options.seed)
         line = f"{name:10} {options.steps} steps: {nats(tuned, judge):.4f} nats, {time.process_time() - begin:.0f} s of CPU"
         if isinstance(optimizer, hb.TNGD):
             line += f", {1e3 * optimizer.work.analog_seconds:.1f} ms on the machine"
