@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import heatbath as hb
+from heatbath.curvature import InputCapture, JacobianRoot, Passage, sight
 from heatbath.experiments.data import digits
 from heatbath.experiments.environment import host, versions
 
@@ -105,17 +106,37 @@ def distances() -> list[dict[str, Any]]:
             for t in CURVE:
                 read = step_of(weights, lambda m, t=t, known=known: tngd(m, t, start=hb.Start.RESET, **known), part)
                 found[t] += ((read - truth).norm() / truth.norm()).item() / len(parts)
-        rows.append({"damping": damping, "distance": found})
+        scale = sum(largest_entry(model, part) for part in parts) / len(parts)
+        rows.append({"damping": damping, "damping over largest entry": damping / (scale + damping), "distance": found})
     return rows
 
 
-def mean_over_seeds(make: Any) -> list[float]:
-    """Loss curves, averaged."""
+def largest_entry(model: nn.Module, part: Tensor) -> float:
+    """Of G, without damping."""
+    x, capture = data()[0][part], InputCapture(model)
+    seen = sight(((x,), {}), model(x), fisher=FISHER)
+    capture.detach()
+    root = JacobianRoot(model, dict(model.named_parameters()), [Passage(seen, seen.terms)], seen.terms, capture)
+    return hb.Gram(root, torch.tensor(0.0)).dense().max().item()
+
+
+def over_seeds(make: Any) -> Tensor:
+    """Loss curves `[seeds, steps + 1]`."""
     curves = []
     for seed in SEEDS:
         model = network(seed)
         curves.append(train(model, make(model), seed))
-    return torch.tensor(curves).mean(0).tolist()
+    return torch.tensor(curves)
+
+
+def mean_over_seeds(make: Any) -> list[float]:
+    """Loss curves, averaged."""
+    return over_seeds(make).mean(0).tolist()
+
+
+def noises() -> dict[float, list[float]]:
+    """Panel 3: the last loss of each seed."""
+    return {s: over_seeds(lambda m, s=s: tngd(m, 20, noise=s))[:, -1].tolist() for s in NOISES}
 
 
 def measure() -> dict[str, Any]:
@@ -126,13 +147,12 @@ def measure() -> dict[str, Any]:
     sgd = {r: mean_over_seeds(lambda m, r=r: torch.optim.SGD(m.parameters(), lr=r, momentum=0.9)) for r in rates}
     best = min(sgd, key=lambda r: sgd[r][-1])
     training[f"SGD, momentum 0.9, lr {best:g}"] = sgd[best]
-    noise = {s: mean_over_seeds(lambda m, s=s: tngd(m, 20, noise=s))[-1] for s in NOISES}
     return {
         "question": __doc__.splitlines()[0],
         "setting": {**SETTING, "batch": BATCH, "steps": STEPS, "seeds": len(SEEDS), "tau in s": TAU},
         "distance": distances(),
         "training": training,
-        "noise": noise,
+        "noise": noises(),
         "environment": {**host(torch.device("cpu")), "packages": versions()},
     }
 
@@ -147,7 +167,7 @@ def draw(found: dict[str, Any]) -> None:
         style = {"NGD": "k-"}.get(name, "--" if name.startswith("SGD") else "-")
         panels[1].semilogy(curve, style, lw=1.4, label=name)
     panels[1].set(xlabel="step", ylabel="training loss")
-    levels = {float(s): loss for s, loss in found["noise"].items()}
+    levels = {float(s): sum(losses) / len(losses) for s, losses in found["noise"].items()}
     panels[2].semilogx([s for s in levels if s], [loss for s, loss in levels.items() if s], "o-", ms=4)
     panels[2].axhline(levels[0.0], color="k", lw=0.8, label="no noise")
     panels[2].set(xlabel="noise of a cell, rms over full scale", ylabel="training loss after the last step", yscale="log")
@@ -166,10 +186,15 @@ def main() -> None:
     found = json.loads(RESULTS.read_text())
     draw(found)
     for row in found["distance"]:
-        print(f"λ = {row['damping']:<5g} distance at", ", ".join(f"{t} τ: {row['distance'][str(t)]:.2e}" for t in TIMES))
+        at = ", ".join(f"{t} τ: {row['distance'][str(t)]:.2e}" for t in TIMES)
+        print(f"λ = {row['damping']:<5g} λ/s = {row['damping over largest entry']:.3f}: distance at {at}")
     for name, curve in found["training"].items():
         print(f"{name:26} loss after {len(curve) - 1} steps {curve[-1]:.4f}")
-    print("noise", ", ".join(f"{s}: {loss:.4f}" for s, loss in found["noise"].items()))
+    quiet = torch.tensor(found["noise"]["0.0"])
+    for level, losses in found["noise"].items():
+        change = torch.tensor(losses) - quiet
+        error = (change.std() / len(losses) ** 0.5).item()
+        print(f"noise {level:6} loss {sum(losses) / len(losses):.4f}, change {change.mean().item():+.4f} ± {error:.4f}")
 
 
 if __name__ == "__main__":

@@ -88,10 +88,7 @@ class JointNaturalGradient(torch.optim.Optimizer):
     ) -> None:
         if not isinstance(fisher, Fisher) or isinstance(fisher, InputOnly):
             raise TypeError(f"fisher must be ExactFisher, SampledFisher or EmpiricalFisher, got {type(fisher).__name__}")
-        groups = list(groups)
-        if len({float(group["damping"]) for group in groups}) > 1:
-            raise ValueError("all parameters are solved for together, so groups cannot have dampings of their own")
-        super().__init__(groups, defaults)
+        super().__init__(list(groups), defaults)
         self.model, self.fisher, self.solver, self.policy = model, fisher, solver, policy
         self.adam, self.generator = adam, generator
         self.steps = 0
@@ -102,12 +99,18 @@ class JointNaturalGradient(torch.optim.Optimizer):
         weakref.finalize(self, InputCapture.detach, self.capture).atexit = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:  # Any: torch's own type
-        """Add parameters of the model; options left out are the defaults.
+        """Add parameters of the model; options left out are the defaults, λ is that of the other groups.
 
         Raises:
-            ValueError: an option out of range.
+            ValueError: an option out of range, or another λ.
         """
-        super().add_param_group(complete_group(param_group, self.defaults, 0.0))
+        group = complete_group(param_group, self.defaults, 0.0)
+        if self.param_groups:
+            common = self.param_groups[0]["damping"]
+            if float(param_group.get("damping", common)) != float(common):
+                raise ValueError("all parameters are solved for together, so groups cannot have dampings of their own")
+            group["damping"] = common
+        super().add_param_group(group)
 
     @torch.compiler.disable
     def observe(self, outputs: Tensor, targets: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
