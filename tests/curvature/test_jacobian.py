@@ -236,6 +236,31 @@ def test_batch_norm_is_refused_where_examples_need_rows_and_exact_in_products():
     list(root_of(model.eval(), [x], ExactFisher(Gaussian())).rows())
 
 
+class Recurrent(nn.Module):
+    """The last output of a recurrent layer."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.inner = kind(3, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)[0][:, -1]
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM], ids=lambda kind: kind.__name__)
+def test_recurrent_layers_are_refused_where_examples_need_rows_and_exact_in_products(kind):
+    model, x, y = fill(Recurrent(kind)), noise(4, 5, 3), noise(4, 2, seed=1)
+    root = root_of(model, [x], ExactFisher(Gaussian()))
+    with pytest.raises(ValueError, match=f"inner is a {kind.__name__}, which torch.func cannot take apart by example: use"):
+        list(root.rows())
+    parameters, v = list(model.parameters()), noise(root.shape[1], seed=3)
+    rows = []
+    for z in model(x).flatten():
+        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(z, parameters, retain_graph=True)]))
+    j = torch.stack(rows)
+    close(root.bend(v), j.T @ (j @ v) * 2 / y.numel())
+
+
 def test_inputs_are_kept_of_calls_that_gradients_are_wanted_of():
     model, x = mlp(), noise(2, 4)
     capture = InputCapture(model)

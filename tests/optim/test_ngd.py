@@ -210,6 +210,28 @@ def test_float32_stays_float32(kind):
     assert all(t.dtype == torch.float32 for state in optimizer.state.values() for t in state.values())
 
 
+def test_an_lstm_in_float32_is_trained_by_products_and_leaves_the_backend_as_it_was():
+    """oneDNN's fused kernel knows no forward mode, and float64 does not take it."""
+    model = Last(nn.LSTM(3, 4, batch_first=True)).float()
+    before = torch.backends.mkldnn.enabled
+    optimizer = NGD(model, fisher=ExactFisher(Gaussian()), solver=ConjugateGradient(20), lr=1.0, damping=0.1)
+    x = noise(6, 5, 3, dtype=torch.float32)
+    losses = steps(model, optimizer, x, x.sum((1, 2)).sin().unsqueeze(1).expand(6, 4), 5)
+    assert losses[-1] < losses[0]
+    assert torch.backends.mkldnn.enabled == before
+
+
+class Last(nn.Module):
+    """The last output of a recurrent layer."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)[0][:, -1]
+
+
 def test_frozen_parameters_stay_and_groups_have_their_own_learning_rate():
     model, x, y = mlp(), noise(6, 4, seed=1), noise(6, 3, seed=2)
     model[0].bias.requires_grad_(False)
@@ -461,6 +483,14 @@ def test_a_part_of_what_the_model_returns_needs_the_policy_to_pick_it():
     optimizer.observe(model(x)["logits"]).square().mean().backward()
     optimizer.step()
     assert not torch.equal(flat(model), before)
+
+
+def test_sparse_gradients_are_refused():
+    model = nn.Sequential(nn.Embedding(5, 3, sparse=True), nn.Flatten(), nn.Linear(6, 2)).double()
+    optimizer = NGD(model, fisher=ExactFisher(Gaussian()))
+    optimizer.observe(model(torch.tensor([[0, 1], [2, 3]]))).square().mean().backward()
+    with pytest.raises(ValueError, match="NGD and TNGD take no sparse gradients: build embeddings with sparse=False"):
+        optimizer.step()
 
 
 def test_adapting_damping_needs_an_evaluation():

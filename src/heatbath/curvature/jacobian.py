@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -233,13 +234,13 @@ class JacobianRoot(Root):
     def _run(self, point: dict[str, Tensor], args: Any, kwargs: Any) -> Tensor:  # Any: a model's inputs
         """The observed outputs as a function of parameters.
 
-        Buffers are copied, so that nobody's averages move; attention takes its plain form, for fused ones know neither
-        forward mode nor vmap.
+        Buffers are copied, so that nobody's averages move; attention and recurrent layers take their plain form, for fused
+        ones know neither forward mode nor vmap.
         """
         buffers = {name: b.clone() for name, b in self.model.named_buffers()}
         listening, self.capture.enabled = self.capture.enabled, False
         try:
-            with sdpa_kernel(SDPBackend.MATH):
+            with sdpa_kernel(SDPBackend.MATH), _plain_lstm(self.model):
                 return self.output(functional_call(self.model, {**buffers, **point}, tuple(args), dict(kwargs)))
         finally:
             self.capture.enabled = listening
@@ -280,18 +281,35 @@ class JacobianRoot(Root):
         return {name: piece.reshape(p.shape).to(p.dtype) for (name, p), piece in named}
 
     def _check_examples(self) -> None:
-        """Refuse layers that mix the examples of a batch, which then have no rows of their own.
+        """Refuse layers that mix the examples of a batch, or that vmap cannot take apart by example.
 
         Raises:
-            ValueError: a BatchNorm that uses the statistics of the batch.
+            ValueError: a BatchNorm that uses the statistics of the batch, or one of PyTorch's recurrent layers.
         """
         for name, module in self.model.named_modules():
+            if isinstance(module, nn.RNNBase):
+                raise ValueError(
+                    f"{name or 'model'} is a {type(module).__name__}, which torch.func cannot take apart by example: use "
+                    "solver=ConjugateGradient(), KFAC, or a recurrence written out"
+                )
             if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
                 raise ValueError(
                     f"{name or 'model'} is a {type(module).__name__} in training mode, which mixes the examples of a batch: "
                     "there is no Jacobian of each: put it into eval mode, use GroupNorm or LayerNorm, or "
                     "solver=ConjugateGradient()"
                 )
+
+
+@contextmanager
+def _plain_lstm(model: nn.Module) -> Iterator[None]:
+    """LSTMs on the CPU without oneDNN, whose fused kernel knows no forward mode."""
+    backend: Any = torch.backends.mkldnn  # Any: torch types its flags as descriptors
+    before = backend.enabled
+    backend.enabled = before and not any(isinstance(module, nn.LSTM) for module in model.modules())
+    try:
+        yield
+    finally:
+        backend.enabled = before
 
 
 def _batched(value: Any, count: int) -> int | None:  # Any: a model's input

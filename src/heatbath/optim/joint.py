@@ -223,7 +223,13 @@ class JointNaturalGradient(torch.optim.Optimizer):
         return Gram(root, torch.as_tensor(self.param_groups[0]["damping"], dtype=like.dtype, device=like.device))
 
     def _gradient(self) -> Tensor:
-        """The gradient of the mean loss, `[n]`; zero where a parameter has none."""
+        """The gradient of the mean loss, `[n]`; zero where a parameter has none.
+
+        Raises:
+            ValueError: a sparse one.
+        """
+        if any(p.grad is not None and p.grad.layout is not torch.strided for p in self._parameters()):
+            raise ValueError("NGD and TNGD take no sparse gradients: build embeddings with sparse=False")
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters()]
         flat = _flat(parts)
         return flat / sum(each.terms for each in self._seen) if self.policy.reduction is Reduction.SUM else flat
