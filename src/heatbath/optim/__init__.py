@@ -6,7 +6,7 @@ from heatbath.optim.damping import FactoredDamping as FactoredDamping
 from heatbath.optim.damping import InputDamping as InputDamping
 from heatbath.optim.damping import LevenbergMarquardt as LevenbergMarquardt
 from heatbath.optim.joint import JointNaturalGradient as JointNaturalGradient
-from heatbath.optim.joint import JointPolicy as JointPolicy
+from heatbath.optim.joint_policy import JointPolicy as JointPolicy
 from heatbath.optim.kfac import KFAC as KFAC
 from heatbath.optim.natural import NaturalGradient as NaturalGradient
 from heatbath.optim.ngd import NGD as NGD

@@ -8,48 +8,26 @@ so nothing is averaged and nothing grows old. The layerwise methods (`heatbath.o
 
 from __future__ import annotations
 
-import json
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from heatbath.curvature import Fisher, InputCapture, InputOnly, JacobianRoot, Passage, Reduction, Sighting, is_parallel, sight
-from heatbath.operators import Gram, from_plain, to_plain
-from heatbath.optim.checkpoint import recipe, tensors, texts
+from heatbath.operators import Gram
 from heatbath.optim.coverage import Coverage, Covered
-from heatbath.optim.damping import LevenbergMarquardt
 from heatbath.optim.fallback import adam_step
 from heatbath.optim.heavy_ball import heavy_ball_step
+from heatbath.optim.joint_checkpoint import OWN, check, restore, save
+from heatbath.optim.joint_policy import JointPolicy, check_repeats
 from heatbath.optim.options import complete_group
 from heatbath.optim.scaling import loss_scale
 from heatbath.optim.tally import Tally
-from heatbath.optim.trust import Trust, Unclipped
 from heatbath.solvers import Full, SmallSide, Solution, Solver, usable
 from heatbath.work import Work
-
-OWN = ("model", "fisher", "solver", "policy", "adam", "generator", "steps", "_tally", "_memory", "capture")
-
-
-@dataclass(frozen=True)
-class JointPolicy:
-    """Choices of `NGD` and `TNGD` that are neither solver nor learning rate.
-
-    Args:
-        trust: shortens steps; has no effect on Adam's.
-        adapt: adapts λ from the loss after a step, `step(evaluate=…)`; None: λ stays as it is.
-        reduction: how the loss joins its terms; None: a mean over all that count.
-        output: from what the model returns to the tensor given to `observe`, such as `lambda out: out.logits`.
-    """
-
-    trust: Trust = field(default_factory=Unclipped)
-    adapt: LevenbergMarquardt | None = None
-    reduction: Reduction | None = None
-    output: Callable[[Any], Tensor] = field(default=lambda outputs: outputs)  # Any: whatever a model returns
 
 
 class JointNaturalGradient(torch.optim.Optimizer):
@@ -219,7 +197,7 @@ class JointNaturalGradient(torch.optim.Optimizer):
         passes = [Passage(each, terms) for each in self._seen]
         root = JacobianRoot(self.model, parameters, passes, terms, self.capture, self.policy.output)
         if self.steps == 0:
-            _check_repeats(root)
+            check_repeats(root)
         return Gram(root, torch.as_tensor(self.param_groups[0]["damping"], dtype=like.dtype, device=like.device))
 
     def _gradient(self) -> Tensor:
@@ -304,10 +282,7 @@ class JointNaturalGradient(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:  # Any: torch's own type
         """Everything needed to go on bit-equal, once `step` is done."""
         state = super().state_dict()
-        past = {"solver": recipe(self.solver), "steps": self.steps, "tally": texts(self._tally.to_plain())}
-        generator = None if self.generator is None else self.generator.get_state()
-        joint = {"past": json.dumps(past), "memory": to_plain(self._memory), "generator": generator}
-        state["param_groups"][0]["joint"] = joint
+        state["param_groups"][0]["joint"] = save(self)
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # Any: torch's own type
@@ -316,21 +291,10 @@ class JointNaturalGradient(torch.optim.Optimizer):
         Raises:
             ValueError: it is of another kind of optimizer, or of another solver.
         """
-        joint = next((g["joint"] for g in state_dict["param_groups"] if "joint" in g), None)
-        if joint is None:
-            raise ValueError("this state_dict was not saved by NGD or TNGD")
-        past = json.loads(joint["past"])
-        if past["solver"] != recipe(self.solver):
-            raise ValueError(
-                f"this state_dict was saved with the solver {past['solver']}, this optimizer has {recipe(self.solver)}: "
-                "build it with the solver it was saved with"
-            )
+        joint = check(self, state_dict)
         groups = [{k: v for k, v in group.items() if k != "joint"} for group in state_dict["param_groups"]]
         super().load_state_dict({**state_dict, "param_groups": groups})
-        self.steps, self._memory, self._seen = past["steps"], from_plain(joint["memory"]), []
-        self._tally.load_plain(tensors(past["tally"]))
-        if self.generator is not None and joint["generator"] is not None:
-            self.generator.set_state(joint["generator"].cpu())
+        restore(self, joint)
 
     def __getstate__(self) -> dict[str, Any]:  # Any: attributes
         return {name: self.__dict__[name] for name in ("defaults", "state", "param_groups", *OWN)}
@@ -346,20 +310,3 @@ def _flat(parts: list[Tensor]) -> Tensor:
     """One vector `[n]`, at least float32."""
     flat = torch.cat([part.flatten() for part in parts])
     return flat if flat.dtype == torch.float64 else flat.float()
-
-
-def _check_repeats(root: JacobianRoot) -> None:
-    """Refuse a model that is not a function of its parameters and inputs; waits for the device, at the first step only.
-
-    Raises:
-        ValueError: other outputs than those observed.
-    """
-    for again, each in zip(root.outputs(), root.passes, strict=True):
-        seen = each.seen.outputs
-        tolerance = 1e-3 if seen.dtype in (torch.float32, torch.float64) else 5e-2
-        if again.shape != seen.shape or not bool((again - seen).norm() <= tolerance * (1 + seen.norm())):
-            raise ValueError(
-                "the model gives other outputs when it is run again on the same inputs: put Dropout and other random layers "
-                "into eval mode, do not change inputs in place, and if observe was given a part of what the model returns "
-                "pass JointPolicy(output=…) that picks the same part"
-            )

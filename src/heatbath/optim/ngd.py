@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from heatbath.curvature import Fisher
-from heatbath.optim.joint import JointNaturalGradient, JointPolicy
+from heatbath.optim.joint import JointNaturalGradient
+from heatbath.optim.joint_policy import JointPolicy
 from heatbath.optim.options import complete_groups, default_options
 from heatbath.solvers import ConjugateGradient, Full, SmallSide, Solver
 

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from heatbath.curvature import Fisher
 from heatbath.machines import Faulty, Machine, Schedule
 from heatbath.operators import Operator
-from heatbath.optim.joint import JointNaturalGradient, JointPolicy
+from heatbath.optim.joint import JointNaturalGradient
+from heatbath.optim.joint_policy import JointPolicy
 from heatbath.optim.options import complete_groups, default_options
 from heatbath.solvers import Full, Guarded, Solution, Solver, ThermodynamicSolve
 from heatbath.solvers.thermodynamic import SETTLE_TAUS
