@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from heatbath.machines import Machine, MachineSpec, Schedule
-from heatbath.operators import Dense, Diagonal, Kronecker, Operator, Shifted, from_plain, map_tensors, select, to_plain
+from heatbath.operators import Dense, Diagonal, Gram, Kronecker, Operator, Shifted, from_plain, map_tensors, select, to_plain
 from heatbath.solvers import Outcome, ThermodynamicSolve, usable
 from tests.laws import assert_equal_trees, fresh, noise, saved_and_loaded
 from tests.zoo import OPERATORS, SolverRow, spd
@@ -173,6 +173,10 @@ def _spoilt(row: SolverRow, spoil: Callable[[Tensor], Tensor]) -> tuple[Operator
         inner = operator.operator
         assert isinstance(inner, Kronecker)
         return Shifted(Kronecker(inner.left, bad(inner.right)), 0 * operator.amount), rhs
+    if isinstance(operator, Gram):
+        amount = operator.amount.clone()
+        amount[1] = spoil(10 * amount[1])  # beyond the eigenvalues of SᵀS
+        return Gram(operator.root, amount), rhs
     if isinstance(operator, Kronecker):
         return Kronecker(operator.left, bad(operator.right)), rhs
     return bad(operator), rhs

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from heatbath.machines import Machine, MachineSpec, Schedule, presets, with_bits
-from heatbath.operators import Dense, Diagonal, Kronecker, Operator
+from heatbath.operators import Dense, DenseRoot, Diagonal, Gram, Kronecker, Operator
 from heatbath.optim import KFAC, Policy, Unclipped
 from heatbath.solvers import (
     Averaged,
@@ -21,10 +21,12 @@ from heatbath.solvers import (
     Eigen,
     Factorwise,
     Fluctuations,
+    Full,
     Guarded,
     Jacobi,
     NewtonSchulz,
     Refined,
+    SmallSide,
     Solver,
     ThermodynamicInverse,
     ThermodynamicSolve,
@@ -66,12 +68,20 @@ def _diagonal(*stack: int, n: int = 4, seed: int = 0) -> Diagonal:
     return Diagonal(0.1 + torch.rand(*stack, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
 
 
+def _gram(*stack: int, m: int, n: int = 4, seed: int = 0) -> Gram:
+    """A condition number near 10: S has singular values about 1, λ is 0.2."""
+    basis = torch.randn(*stack, m, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return Gram(DenseRoot(basis / (m + n) ** 0.5), torch.full(stack, 0.2, dtype=torch.float64))
+
+
 OPERATORS: dict[str, Callable[..., Operator]] = {
     "dense": _dense,
     "diagonal": _diagonal,
     "dense ⊗ dense": lambda *stack: Kronecker(_dense(*stack, n=3), _dense(*stack, n=4, seed=1)),
     "dense ⊗ diagonal": lambda *stack: Kronecker(_dense(*stack, n=3), _diagonal(*stack, n=5, seed=1)),
     "1 × 1 ⊗ dense": lambda *stack: Kronecker(_diagonal(*stack, n=1), _dense(*stack, n=4, seed=1)),
+    "tall Gram": lambda *stack: _gram(*stack, m=6),
+    "wide Gram": lambda *stack: _gram(*stack, m=2),
     "shifted Kronecker": lambda *stack: Kronecker(_dense(*stack, n=3), _dense(*stack, n=2, seed=1)).shift(0.1),
 }
 
@@ -153,6 +163,17 @@ SOLVERS: dict[str, SolverRow] = {
         watched=True,
     ),
     "Averaged(ThermodynamicSolve)": SolverRow(Averaged(ThermodynamicSolve(ROUNDED, LONG)), tolerance=0.1, noisy=True),
+    "SmallSide, tall": SolverRow(SmallSide(), "tall Gram"),
+    "SmallSide, wide": SolverRow(SmallSide(), "wide Gram"),
+    "SmallSide(ThermodynamicSolve), wide": SolverRow(
+        SmallSide(ThermodynamicSolve(IDEAL, LONG, warm_start=True)), "wide Gram", tolerance=1e-8
+    ),
+    "Refined(SmallSide), wide": SolverRow(Refined(SmallSide(), sweeps=1), "wide Gram"),
+    "ConjugateGradient of a Gram matrix": SolverRow(ConjugateGradient(tolerance=1e-13), "wide Gram"),
+    "Full(Cholesky) of a Gram matrix": SolverRow(Full(Cholesky()), "wide Gram"),
+    "Full(ThermodynamicSolve), exactly damped": SolverRow(
+        Full(ThermodynamicSolve(IDEAL, LONG, warm_start=True)), "shifted Kronecker", tolerance=1e-8
+    ),
     "Blocked(Cholesky)": SolverRow(Blocked(Cholesky(), cells=2)),
     "Blocked(ThermodynamicSolve) on two cells": SolverRow(Blocked(ThermodynamicSolve(SMALL, LONG), cells=2), tolerance=1e-8),
 }

@@ -29,16 +29,22 @@ if TYPE_CHECKING:
     from heatbath.operators import Dense as Dense
     from heatbath.operators import Diagonal as Diagonal
     from heatbath.operators import EigenCorrected as EigenCorrected
+    from heatbath.operators import Gram as Gram
     from heatbath.operators import Kronecker as Kronecker
     from heatbath.optim import KFAC as KFAC
+    from heatbath.optim import NGD as NGD
+    from heatbath.optim import TNGD as TNGD
     from heatbath.optim import ExactDamping as ExactDamping
     from heatbath.optim import FactoredDamping as FactoredDamping
     from heatbath.optim import InputDamping as InputDamping
+    from heatbath.optim import JointPolicy as JointPolicy
     from heatbath.optim import KLClip as KLClip
     from heatbath.optim import LevenbergMarquardt as LevenbergMarquardt
     from heatbath.optim import NormClip as NormClip
     from heatbath.optim import Policy as Policy
     from heatbath.optim import QuadraticModel as QuadraticModel
+    from heatbath.optim import Start as Start
+    from heatbath.optim import TNGDPolicy as TNGDPolicy
     from heatbath.optim import Unclipped as Unclipped
     from heatbath.optim import preconditioned as preconditioned
     from heatbath.solvers import Averaged as Averaged
@@ -49,10 +55,12 @@ if TYPE_CHECKING:
     from heatbath.solvers import Eigen as Eigen
     from heatbath.solvers import Factorwise as Factorwise
     from heatbath.solvers import Fluctuations as Fluctuations
+    from heatbath.solvers import Full as Full
     from heatbath.solvers import Guarded as Guarded
     from heatbath.solvers import NewtonSchulz as NewtonSchulz
     from heatbath.solvers import Outcome as Outcome
     from heatbath.solvers import Refined as Refined
+    from heatbath.solvers import SmallSide as SmallSide
     from heatbath.solvers import Solution as Solution
     from heatbath.solvers import ThermodynamicInverse as ThermodynamicInverse
     from heatbath.solvers import ThermodynamicSolve as ThermodynamicSolve
@@ -77,9 +85,14 @@ _ROOMS = {
         "Sharing",
     ),
     "machines": ("Machine", "MachineSpec", "Schedule", "load_machine", "presets", "with_bits"),
-    "operators": ("EigenCorrected", "BlockDiagonal", "Dense", "Diagonal", "Kronecker"),
+    "operators": ("EigenCorrected", "Gram", "BlockDiagonal", "Dense", "Diagonal", "Kronecker"),
     "optim": (
         "preconditioned",
+        "NGD",
+        "TNGD",
+        "JointPolicy",
+        "Start",
+        "TNGDPolicy",
         "QuadraticModel",
         "NormClip",
         "LevenbergMarquardt",
@@ -93,6 +106,8 @@ _ROOMS = {
     ),
     "solvers": (
         "Averaged",
+        "Full",
+        "SmallSide",
         "Blocked",
         "Cholesky",
         "ConjugateGradient",

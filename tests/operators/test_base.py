@@ -69,7 +69,7 @@ def test_shifts_add_up(name):
 def test_map_tensors_reaches_every_number_of_an_operator(name):
     operator = OPERATORS[name](2)
     doubled = map_tensors(lambda t: 2 * t, operator)
-    factor = {"dense": 2, "diagonal": 2, "shifted Kronecker": None}.get(name, 4)
+    factor = {"dense": 2, "diagonal": 2, "shifted Kronecker": None, "tall Gram": None, "wide Gram": None}.get(name, 4)
     assert same_structure(doubled, operator)
     if factor is not None:
         close(doubled.dense(), factor * operator.dense())

@@ -11,6 +11,7 @@ from heatbath.operators import (
     Dense,
     Diagonal,
     Kronecker,
+    Shifted,
     from_plain,
     map_tensors,
     nodes_of,
@@ -125,3 +126,10 @@ def test_nodes_of_a_class_are_found_wherever_they_are():
     inner = Dense(torch.eye(2))
     found = list(nodes_of({"a": (Kronecker(inner, inner), None), "b": torch.eye(2)}, Dense))
     assert [node is inner for node in found] == [True, True]
+
+
+def test_one_member_without_a_stack_is_selected_whole():
+    first, second = Shifted(Dense(torch.eye(2)), torch.tensor(1.0)), Shifted(Dense(2 * torch.eye(2)), torch.tensor(2.0))
+    chosen = select(torch.tensor(False), first, second)
+    assert torch.equal(chosen.amount, second.amount)
+    assert torch.equal(chosen.dense(), second.dense())

@@ -13,6 +13,11 @@ from heatbath.curvature.fisher import ExactFisher as ExactFisher
 from heatbath.curvature.fisher import Fisher as Fisher
 from heatbath.curvature.fisher import InputOnly as InputOnly
 from heatbath.curvature.fisher import SampledFisher as SampledFisher
+from heatbath.curvature.jacobian import InputCapture as InputCapture
+from heatbath.curvature.jacobian import JacobianRoot as JacobianRoot
+from heatbath.curvature.jacobian import Passage as Passage
+from heatbath.curvature.jacobian import Sighting as Sighting
+from heatbath.curvature.jacobian import sight as sight
 from heatbath.curvature.likelihoods import Bernoulli as Bernoulli
 from heatbath.curvature.likelihoods import Categorical as Categorical
 from heatbath.curvature.likelihoods import Gaussian as Gaussian

@@ -8,6 +8,9 @@ from heatbath.operators.dense import Dense as Dense
 from heatbath.operators.diagonal import Diagonal as Diagonal
 from heatbath.operators.door import check_symmetric as check_symmetric
 from heatbath.operators.eigen_corrected import EigenCorrected as EigenCorrected
+from heatbath.operators.gram import DenseRoot as DenseRoot
+from heatbath.operators.gram import Gram as Gram
+from heatbath.operators.gram import Root as Root
 from heatbath.operators.kronecker import Kronecker as Kronecker
 from heatbath.operators.shifted import Shifted as Shifted
 from heatbath.operators.tree import from_plain as from_plain

@@ -44,7 +44,7 @@ def save(optimizer: NaturalGradient) -> dict[str, Any]:  # Any: plain Python and
         "ready": sorted(optimizer.layout.ready),
         "ages": [stack.ages for stack in optimizer.stacks],
         "square_ages": [stack.square_ages for stack in optimizer.stacks],
-        "tally": _texts(optimizer._tally.to_plain()),
+        "tally": texts(optimizer._tally.to_plain()),
     }
     return {
         "past": json.dumps(past),
@@ -63,7 +63,7 @@ def restore(optimizer: NaturalGradient, plain: dict[str, Any]) -> None:  # Any: 
     for stack, saved, (age, square_age) in zip(optimizer.stacks, plain["stacks"], ages, strict=True):
         _restore_stack(stack, saved)
         stack.ages, stack.square_ages = age, square_age
-    optimizer._tally.load_plain(_tensors(past["tally"]))
+    optimizer._tally.load_plain(tensors(past["tally"]))
     if optimizer.generator is not None and plain["generator"] is not None:
         optimizer.generator.set_state(plain["generator"].cpu())
     optimizer._forget()
@@ -129,14 +129,14 @@ def check_layout(optimizer: NaturalGradient, plain: dict[str, Any]) -> None:  # 
     )
 
 
-def _texts(tally: dict[str, Any]) -> dict[str, Any]:  # Any: JSON
+def texts(tally: dict[str, Any]) -> dict[str, Any]:  # Any: JSON
     """A tally with its device-side sums as numbers; reads the device."""
     sums = {name: [str(t.dtype).removeprefix("torch."), t.tolist()] for name, t in tally["device"].items()}
     return {**tally, "device": sums}
 
 
-def _tensors(tally: dict[str, Any]) -> dict[str, Any]:  # Any: as above
-    """The inverse of `_texts`."""
+def tensors(tally: dict[str, Any]) -> dict[str, Any]:  # Any: as above
+    """The inverse of `texts`."""
     sums = {name: torch.tensor(values, dtype=getattr(torch, kind)) for name, (kind, values) in tally["device"].items()}
     return {**tally, "device": sums}
 

@@ -45,9 +45,8 @@ class Coverage:
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
         lines.insert(1, "  ".join("-" * w for w in widths))
         total = sum(r.parameters for r in self.rows if r.treatment != "frozen")
-        lines.append(
-            f"{self.count('kfac'):,} of {total:,} trainable numbers by curvature; state {self.state_bytes / 2**20:.1f} MiB"
-        )
+        curved = self.count("kfac") + self.count("ngd")
+        lines.append(f"{curved:,} of {total:,} trainable numbers by curvature; state {self.state_bytes / 2**20:.1f} MiB")
         return "\n".join(lines)
 
 

@@ -28,26 +28,48 @@ def fallback_step(parameters: Sequence[Tensor], state: dict[Any, Any], group: di
     with_grad = [p for p in parameters if p.grad is not None]
     if not with_grad:
         return
-    start_state(with_grad, state)
-    for p in with_grad:
-        state[p]["step"] = state[p]["step"].to(p.device)  # a no-op but for the first step and after loading
-    beta1, beta2 = group["betas"]
     gradients = [strided(p.grad) for p in with_grad if p.grad is not None]
     if group["l2"]:
         gradients = list(torch._foreach_add(gradients, with_grad, alpha=group["l2"]))
+    adam_step(with_grad, gradients, state, group, finite, lr=group["lr"] * group["fallback_scale"])
+
+
+def adam_step(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    state: dict[Any, Any],
+    group: dict[str, Any],
+    finite: Tensor,
+    *,
+    lr: float | Tensor,
+) -> None:
+    """AdamW's rule for given directions in place of gradients.
+
+    Args:
+        parameters: the parameters.
+        gradients: one for each.
+        state: the optimizer's per-parameter state.
+        group: options: betas, eps, weight_decay.
+        finite: 0-d bool; where false, nothing changes.
+        lr: learning rate.
+    """
+    start_state(parameters, state)
+    for p in parameters:
+        state[p]["step"] = state[p]["step"].to(p.device)  # a no-op but for the first step and after loading
+    beta1, beta2 = group["betas"]
     adamw(
-        list(with_grad),
-        gradients,
-        [state[p]["exp_avg"] for p in with_grad],
-        [state[p]["exp_avg_sq"] for p in with_grad],
+        list(parameters),
+        list(gradients),
+        [state[p]["exp_avg"] for p in parameters],
+        [state[p]["exp_avg_sq"] for p in parameters],
         [],
-        [state[p]["step"] for p in with_grad],
+        [state[p]["step"] for p in parameters],
         fused=True,
         found_inf=(~finite).float(),
         amsgrad=False,
         beta1=beta1,
         beta2=beta2,
-        lr=group["lr"] * group["fallback_scale"],
+        lr=lr,
         weight_decay=group["weight_decay"],
         eps=group["eps"],
         maximize=False,

@@ -12,6 +12,7 @@ from heatbath.solvers.conjugate_gradient import ConjugateGradient as ConjugateGr
 from heatbath.solvers.crossbar import Crossbar as Crossbar
 from heatbath.solvers.eigen import Eigen as Eigen
 from heatbath.solvers.factorwise import Factorwise as Factorwise
+from heatbath.solvers.full import Full as Full
 from heatbath.solvers.guarded import Guarded as Guarded
 from heatbath.solvers.held import clips_of as clips_of
 from heatbath.solvers.jacobi import Jacobi as Jacobi
@@ -19,6 +20,7 @@ from heatbath.solvers.newton_schulz import NewtonSchulz as NewtonSchulz
 from heatbath.solvers.products import diagonal_of as diagonal_of
 from heatbath.solvers.products import product_work as product_work
 from heatbath.solvers.refined import Refined as Refined
+from heatbath.solvers.small_side import SmallSide as SmallSide
 from heatbath.solvers.thermodynamic import Fluctuations as Fluctuations
 from heatbath.solvers.thermodynamic import ThermodynamicInverse as ThermodynamicInverse
 from heatbath.solvers.thermodynamic import ThermodynamicSolve as ThermodynamicSolve

@@ -23,7 +23,7 @@ from torch import Tensor
 from heatbath.operators import Operator, tree
 from heatbath.solvers.base import Outcome, Solution, Solver
 from heatbath.solvers.factorwise import worse
-from heatbath.solvers.products import finite_members, members, product_work, relative_residual, vectors_of
+from heatbath.solvers.products import finite_members, members, product_work, relative_residual, vectors_of, vitality
 from heatbath.work import Work, elementwise
 
 PASSES = 14.0  # operations per number and step outside of products: four inner products and three updates, two each
@@ -74,9 +74,9 @@ class ConjugateGradient(Solver[Krylov]):
     def prepare(
         self, operator: Operator, *, previous: Krylov | None = None, generator: torch.Generator | None = None
     ) -> tuple[Krylov, Work]:
-        trace = operator.trace()
-        codes = torch.where(trace > 0, Outcome.SOLVED.code, Outcome.INDEFINITE.code)
-        codes = torch.where(torch.isfinite(trace), codes, Outcome.NONFINITE.code).to(torch.int8)
+        sign = vitality(operator)
+        codes = torch.where(sign > 0, Outcome.SOLVED.code, Outcome.INDEFINITE.code)
+        codes = torch.where(torch.isfinite(sign), codes, Outcome.NONFINITE.code).to(torch.int8)
         work = Work.of(elementwise(operator.size), members(operator))
         if self.preconditioner is None:
             return Krylov(operator, None, codes), work

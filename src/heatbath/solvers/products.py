@@ -1,6 +1,6 @@
-"""What iterative solvers ask of an operator beside its product: the work of one, and its diagonal.
+"""What solvers ask of an operator beside its product: the work of one, its diagonal, and a sign of health.
 
-Both are `functools.singledispatch` functions, so that a new operator registers its own rule beside its class's solver code.
+All are `functools.singledispatch` functions, so that a new operator registers its own rule beside its class's solver code.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import functools
 import torch
 from torch import Tensor
 
-from heatbath.operators import BlockDiagonal, Dense, Diagonal, EigenCorrected, Kronecker, Operator, Shifted
+from heatbath.operators import BlockDiagonal, Dense, Diagonal, EigenCorrected, Gram, Kronecker, Operator, Shifted
 from heatbath.work import Work, elementwise, matmul
 
 
@@ -50,6 +50,24 @@ def _(operator: EigenCorrected, vectors: int) -> Work:
     out, inputs = operator.domain
     once = Work.of(matmul(vectors * inputs, out, out), 2) + Work.of(matmul(vectors * out, inputs, inputs), 2)
     return (once + Work.of(elementwise(vectors * operator.size))) * members(operator)
+
+
+@product_work.register
+def _(operator: Gram, vectors: int) -> Work:
+    return operator.root.work(vectors) + Work.of(elementwise(vectors * operator.size, 2), members(operator))
+
+
+@functools.singledispatch
+def vitality(operator: Operator) -> Tensor:
+    """A number for each member, `[*stack]`, that is positive and finite if the matrix may be definite: by default its trace."""
+    return operator.trace()
+
+
+@vitality.register
+def _(operator: Gram) -> Tensor:
+    """SᵀS is semidefinite by construction, and its trace as dear as S: λ decides."""
+    m, n = operator.root.shape
+    return operator.amount if m < n else torch.where(operator.amount >= 0, 1 + operator.amount, operator.amount)
 
 
 @functools.singledispatch

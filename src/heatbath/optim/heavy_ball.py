@@ -1,0 +1,33 @@
+"""Heavy-ball momentum (Polyak 1964): m ← μm + v, θ ← (1 − lr·wd) θ − lr·m."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def heavy_ball_step(
+    parameters: Sequence[Tensor], directions: Sequence[Tensor], state: dict[Any, Any], group: dict[str, Any], finite: Tensor
+) -> None:
+    """One step, in place.
+
+    Args:
+        parameters: the parameters.
+        directions: v of each.
+        state: the optimizer's per-parameter state.
+        group: options: lr, momentum, weight_decay.
+        finite: 0-d bool; where false, nothing changes (directions are zeros then).
+    """
+    moves = list(directions)
+    if group["momentum"]:
+        held = [state[p].setdefault("momentum", torch.zeros_like(p)) for p in parameters]
+        one = held[0].new_ones(())
+        torch._foreach_mul_(held, torch.where(finite, group["momentum"] * one, one))
+        torch._foreach_add_(held, moves)
+        moves = list(torch._foreach_mul(held, finite.to(held[0])))
+    if group["weight_decay"]:
+        torch._foreach_mul_(list(parameters), 1 - finite.to(parameters[0]) * (group["lr"] * group["weight_decay"]))
+    torch._foreach_add_(list(parameters), moves, alpha=-group["lr"])

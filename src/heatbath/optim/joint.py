@@ -1,0 +1,312 @@
+"""The one step of natural-gradient methods that treat all parameters jointly, by the Gauss–Newton matrix of the whole network.
+
+    observe outputs → S with SᵀS = G → damp → prepare a solver → solve (G + λI) v = g → trust → momentum or Adam → update
+
+g is the gradient of the mean loss that `backward` left in `.grad`; G is of this batch alone (`heatbath.curvature.jacobian`),
+so nothing is averaged and nothing grows old. The layerwise methods (`heatbath.optim.natural`) approximate G block by block.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from heatbath.curvature import Fisher, InputCapture, InputOnly, JacobianRoot, Passage, Reduction, Sighting, is_parallel, sight
+from heatbath.operators import Gram
+from heatbath.optim.coverage import Coverage, Covered
+from heatbath.optim.fallback import adam_step
+from heatbath.optim.heavy_ball import heavy_ball_step
+from heatbath.optim.joint_checkpoint import OWN, check, restore, save
+from heatbath.optim.joint_policy import JointPolicy, check_repeats
+from heatbath.optim.options import complete_group
+from heatbath.optim.scaling import loss_scale
+from heatbath.optim.tally import Tally
+from heatbath.solvers import Full, SmallSide, Solution, Solver, usable
+from heatbath.work import Work
+
+
+class JointNaturalGradient(torch.optim.Optimizer):
+    """Natural gradient with the Gauss–Newton matrix of all trainable parameters together.
+
+    Use a constructor, `NGD` or `TNGD`; this class is what they share. One line is added to an ordinary loop:
+    `outputs = opt.observe(model(x))`. The optimizer keeps the inputs of that call (by a hook on the model), because it runs
+    the model again, as a function of its parameters.
+
+    Args:
+        model: the model; the same inputs must give the same outputs when it is run again (no Dropout in training mode).
+        groups: complete parameter groups; λ is the first one's.
+        defaults: their options.
+        fisher: `ExactFisher`, `SampledFisher` or `EmpiricalFisher`.
+        solver: for `Gram` operators.
+        policy: the rest.
+        adam: pass the natural gradient to Adam's rule instead of heavy-ball momentum.
+        generator: randomness of sampled Fishers and noisy solvers; its state is checkpointed.
+
+    Raises:
+        TypeError: a Fisher that has no vectors at the outputs.
+        ValueError: groups with different damping.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        groups: Iterable[dict[str, Any]],
+        defaults: dict[str, Any],  # Any: torch's own type
+        fisher: Fisher,
+        solver: Solver[Any],  # Any: any state
+        policy: JointPolicy,
+        adam: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if not isinstance(fisher, Fisher) or isinstance(fisher, InputOnly):
+            raise TypeError(f"fisher must be ExactFisher, SampledFisher or EmpiricalFisher, got {type(fisher).__name__}")
+        super().__init__(list(groups), defaults)
+        self.model, self.fisher, self.solver, self.policy = model, fisher, solver, policy
+        self.adam, self.generator = adam, generator
+        self.steps = 0
+        self._tally = Tally()
+        self._memory: Any = None  # Any: state of the solver, where it remembers
+        self._seen: list[Sighting] = []
+        self.capture = InputCapture(model)
+        weakref.finalize(self, InputCapture.detach, self.capture).atexit = False
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:  # Any: torch's own type
+        """Add parameters of the model; options left out are the defaults, λ is that of the other groups.
+
+        Raises:
+            ValueError: an option out of range, or another λ.
+        """
+        group = complete_group(param_group, self.defaults, 0.0)
+        if self.param_groups:
+            common = self.param_groups[0]["damping"]
+            if float(param_group.get("damping", common)) != float(common):
+                raise ValueError("all parameters are solved for together, so groups cannot have dampings of their own")
+            group["damping"] = common
+        super().add_param_group(group)
+
+    @torch.compiler.disable
+    def observe(self, outputs: Tensor, targets: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        """Tell the optimizer what the loss is computed from: the line between forward and loss, once for each forward pass.
+
+        Args:
+            outputs: of the model's last call, `[B, …]`.
+            targets: the loss's targets, for likelihoods whose weights depend on them.
+            mask: true where the loss counts, one entry for each term.
+
+        Returns:
+            The outputs.
+
+        Raises:
+            TypeError: outputs are no floating-point tensor.
+            ValueError: the model was not called before, or shapes do not fit the likelihood.
+        """
+        if torch.is_grad_enabled():
+            call = self.capture.take()
+            if call is None:
+                raise ValueError("observe found no call of the model since the last one: write opt.observe(model(x))")
+            told = (targets, mask, self.policy.reduction)
+            self._seen.append(sight(call, outputs, fisher=self.fisher, told=told, generator=self.generator))
+        return outputs
+
+    @torch.no_grad()
+    def step(
+        self, closure: Callable[[], Any] | None = None, *, evaluate: Callable[[], Tensor] | None = None
+    ) -> Any:  # Any: closure's
+        """One update of every parameter that has a gradient.
+
+        Args:
+            closure: re-evaluates the model, observes, and returns the loss; called once.
+            evaluate: returns the loss of the same batch at the present parameters; called without gradients before and after
+                the update on the steps where damping adapts (`JointPolicy.adapt`).
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            ValueError: nothing was observed, outputs differ when the model is run again, or damping adapts and there is no
+                `evaluate`.
+        """
+        adapt = self.policy.adapt
+        if adapt is not None and evaluate is None:
+            raise ValueError("damping adapts by the loss after a step: call step(evaluate=lambda: loss_fn(model(x), y))")
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if not self._ready():
+            return loss
+        curvature, gradient = self._curvature(loss_scale(self, search=True).captured), self._gradient()
+        natural, finite = self._solve(curvature, gradient)
+        scale = self._trust(natural, gradient)
+        self._tally.add_step(scale, finite)
+        if adapt is not None and evaluate is not None and adapt.due(self.steps):
+            before, old = evaluate(), _flat(self._parameters())
+            self._move(self._split(natural * scale), finite)
+            moved = old - _flat(self._parameters())
+            predicted = gradient @ moved - 0.5 * (moved @ (curvature @ moved))
+            ratio = ((before - evaluate()) / predicted).to(gradient)
+            for group in self.param_groups:
+                group["damping"] = adapt(torch.as_tensor(group["damping"], dtype=ratio.dtype, device=ratio.device), ratio)
+        else:
+            self._move(self._split(natural * scale), finite)
+        self.steps += 1
+        self._seen = []
+        return loss
+
+    # --- inside -----------------------------------------------------------------------------------------------------------
+
+    def _parameters(self) -> list[Tensor]:
+        """All that are trained, group by group."""
+        return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+
+    def _ready(self) -> bool:
+        """Whether there is something to do."""
+        if all(p.grad is None for p in self._parameters()):
+            warnings.warn("step() found no gradients and changed nothing: call loss.backward() before step()", stacklevel=4)
+            return False
+        if self._seen:
+            if is_parallel():
+                raise ValueError("NGD and TNGD work in one process: G is of one batch, and would differ between processes")
+            if any(each.observation is None and each.gradient is None for each in self._seen):
+                raise ValueError("no gradient came to the observed outputs: compute the loss from what observe returns")
+            return True
+        if any(group["lr"] != 0 for group in self.param_groups):
+            raise ValueError("step() has seen no outputs since the last one: write loss = loss_fn(opt.observe(model(x)), y)")
+        if not self.state:  # torch.distributed.checkpoint rehearses with lr 0, to have something to load into
+            zeros = [torch.zeros_like(p) for p in self._parameters()]
+            self._move(zeros, torch.zeros((), dtype=torch.bool, device=zeros[0].device))
+            for p in self._parameters():
+                self.state[p]  # a defaultdict
+        return False
+
+    def _curvature(self, scale: Tensor | None) -> Gram:
+        """G + λI of what was observed; `scale` is what a GradScaler multiplied gradients at the outputs by."""
+        like = _flat([self._seen[0].outputs])
+        terms = torch.stack([torch.as_tensor(each.terms).to(like) for each in self._seen]).sum()
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        parameters = {names[id(p)]: p for p in self._parameters()}
+        for each in self._seen:
+            if scale is not None and each.gradient is not None:
+                each.gradient = each.gradient / scale
+        passes = [Passage(each, terms) for each in self._seen]
+        root = JacobianRoot(self.model, parameters, passes, terms, self.capture, self.policy.output)
+        if self.steps == 0:
+            check_repeats(root)
+        return Gram(root, torch.as_tensor(self.param_groups[0]["damping"], dtype=like.dtype, device=like.device))
+
+    def _gradient(self) -> Tensor:
+        """The gradient of the mean loss, `[n]`; zero where a parameter has none.
+
+        Raises:
+            ValueError: a sparse one.
+        """
+        if any(p.grad is not None and p.grad.layout is not torch.strided for p in self._parameters()):
+            raise ValueError("NGD and TNGD take no sparse gradients: build embeddings with sparse=False")
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters()]
+        flat = _flat(parts)
+        return flat / sum(each.terms for each in self._seen) if self.policy.reduction is Reduction.SUM else flat
+
+    def _solve(self, curvature: Gram, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """The natural gradient, and whether it may be used; 0 where not."""
+        state, work = self.solver.prepare(curvature, previous=self._memory, generator=self.generator)
+        self._tally.add_refresh(work, self.solver.outcome(state))
+        solution: Solution = self.solver.solve(state, gradient, generator=self.generator)
+        self._tally.add_solve(solution)
+        finite = torch.isfinite(solution.value @ gradient) & usable(solution.outcome)
+        if isinstance(self.solver, Full | SmallSide):  # states of others hold the model, and belong to this batch
+            self._memory = solution.state
+        return torch.where(finite, solution.value, 0.0).to(gradient), finite
+
+    def _trust(self, natural: Tensor, gradient: Tensor) -> Tensor:
+        """The scale of v, 0-d."""
+        if self.adam:
+            return torch.ones_like(natural[0])
+        reach = torch.cat(
+            [
+                torch.as_tensor(group["lr"] / (1 - group["momentum"])).to(natural).expand(p.numel())
+                for group in self.param_groups
+                for p in group["params"]
+                if p.requires_grad
+            ]
+        )
+        step = reach * natural
+        return self.policy.trust(step @ (reach * gradient), step.norm)
+
+    def _move(self, natural: list[Tensor], finite: Tensor) -> None:
+        """Momentum or Adam, then the update, of every parameter that has a gradient; nothing where not finite."""
+        values = iter(natural)
+        for group in self.param_groups:
+            pairs = [(p, next(values)) for p in group["params"] if p.requires_grad]
+            pairs = [(p, v.to(p.dtype)) for p, v in pairs if p.grad is not None]
+            if not pairs:
+                continue
+            parameters, directions = [p for p, _ in pairs], [v for _, v in pairs]
+            if self.adam:
+                adam_step(parameters, directions, self.state, group, finite, lr=group["lr"])
+            else:
+                heavy_ball_step(parameters, directions, self.state, group, finite)
+
+    def _split(self, flat: Tensor) -> list[Tensor]:
+        """A vector as views shaped like the parameters."""
+        parameters = self._parameters()
+        pieces = flat.split([p.numel() for p in parameters])
+        return [piece.view(p.shape) for piece, p in zip(pieces, parameters, strict=True)]
+
+    # --- what it did, and its state ----------------------------------------------------------------------------------
+
+    @property
+    def work(self) -> Work:
+        """Everything this optimizer asked of hardware so far, passes through the model aside."""
+        return self._tally.work
+
+    def report(self) -> dict[str, float | str]:
+        """Outcomes, skipped and clipped steps, notes of the solver; waits for the device."""
+        return self._tally.report()
+
+    def coverage(self) -> Coverage:
+        """Which parameter is treated how."""
+        kinds = {id(p): type(m).__name__ for m in self.model.modules() for p in m.parameters(recurse=False)}
+        rows = tuple(
+            Covered(name, kinds[id(p)], "ngd" if p.requires_grad else "frozen", p.numel())
+            for name, p in self.model.named_parameters()
+        )
+        held = sum(t.numel() * t.element_size() for s in self.state.values() for t in s.values() if isinstance(t, Tensor))
+        return Coverage(rows, held)
+
+    def state_dict(self) -> dict[str, Any]:  # Any: torch's own type
+        """Everything needed to go on bit-equal, once `step` is done."""
+        state = super().state_dict()
+        state["param_groups"][0]["joint"] = save(self)
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # Any: torch's own type
+        """Restore from `state_dict`.
+
+        Raises:
+            ValueError: it is of another kind of optimizer, or of another solver.
+        """
+        joint = check(self, state_dict)
+        groups = [{k: v for k, v in group.items() if k != "joint"} for group in state_dict["param_groups"]]
+        super().load_state_dict({**state_dict, "param_groups": groups})
+        restore(self, joint)
+
+    def __getstate__(self) -> dict[str, Any]:  # Any: attributes
+        return {name: self.__dict__[name] for name in ("defaults", "state", "param_groups", *OWN)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # Any: attributes
+        super().__setstate__(state)
+        if "capture" in state:  # a copy, whose model has the copied hook; torch's load_state_dict comes by here too
+            self._seen = []
+            weakref.finalize(self, InputCapture.detach, self.capture).atexit = False
+
+
+def _flat(parts: list[Tensor]) -> Tensor:
+    """One vector `[n]`, at least float32."""
+    flat = torch.cat([part.flatten() for part in parts])
+    return flat if flat.dtype == torch.float64 else flat.float()

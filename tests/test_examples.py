@@ -1,0 +1,43 @@
+"""The examples run, with little to do, and print what they promise."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_natural_gradient(capsys):
+    load("natural_gradient").main()
+    printed = capsys.readouterr().out
+    assert "one step of NGD on a linear model: [1.0, -2.0, 0.5, 3.0, 0.7]" in printed
+    assert printed.count("on the machine") == 3
+
+
+@pytest.mark.slow
+def test_tngd_lora(capsys, tmp_path, monkeypatch):
+    text = tmp_path / "text.txt"
+    text.write_text("".join(chr(97 + (i * i) % 17) for i in range(4000)))
+    monkeypatch.setattr(sys, "argv", ["tngd_lora", "--text", str(text), "--pretrain", "1", "--steps", "1", "--taus", "2"])
+    load("tngd_lora").main()
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines()] == ["pretrained", "Adam", "TNGD", "TNGD-Adam"]
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_is_read_in_one_sitting(path):
+    assert len(path.read_text().splitlines()) <= 150
