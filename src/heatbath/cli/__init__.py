@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from heatbath.cli import demo, lists, report, train
+from heatbath.cli import demo, lists, report, train, tune
 
 app = typer.Typer(
     help="Second-order training of neural networks on an emulated thermodynamic computer.",
@@ -44,6 +44,7 @@ def _root(
 
 app.command()(demo.demo)
 app.command()(train.train)
+app.command()(tune.tune)
 app.command()(report.report)
 app.command()(lists.machines)
 app.command("recipes")(lists.recipes)

@@ -67,19 +67,27 @@ def muon(model: nn.Module, h: Hyper) -> torch.optim.Optimizer:
 
 
 def soap(model: nn.Module, h: Hyper) -> torch.optim.Optimizer:
-    """SOAP with its package's defaults but for what `Hyper` holds."""
+    """SOAP with its package's defaults but for what `Hyper` holds; its work is not counted."""
     made: torch.optim.Optimizer = _package("soap").SOAP(trainable(model), lr=h.lr, betas=_betas(h), weight_decay=h.weight_decay)
     return made
 
 
 def singd(model: nn.Module, h: Hyper) -> torch.optim.Optimizer:
-    """SINGD with dense structures and its package's defaults but for what `Hyper` holds."""
-    trainable(model)
-    module = importlib.import_module("singd.optim.optimizer") if _package("singd") else None
-    made: torch.optim.Optimizer = module.SINGD(  # type: ignore[union-attr]  # _package raised if there is none
-        model, lr=h.lr, damping=h.damping, momentum=h.momentum, weight_decay=h.weight_decay
+    """SINGD with dense structures and its package's defaults but for what `Hyper` holds; its work is not counted.
+
+    It treats linear layers and convolutions, and would leave the rest untrained: AdamW at the same rate takes that over.
+    """
+    whole = trainable(model)
+    _package("singd")
+    optimizer = importlib.import_module("singd.optim.optimizer").SINGD
+    dense = importlib.import_module("singd.structures.dense").DenseMatrix
+    main = optimizer(
+        model, lr=h.lr, damping=h.damping, momentum=h.momentum, weight_decay=h.weight_decay, warn_unsupported=False
     )
-    return made
+    treated = {id(p) for group in main.param_groups for p in group["params"]}
+    rest = [p for p in whole if id(p) not in treated]
+    parts = [main, *([torch.optim.AdamW(rest, lr=h.lr, weight_decay=h.weight_decay)] if rest else [])]
+    return Parts(parts, to_plain=_without_classes, from_plain=lambda state: _with_class(state, dense))
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -106,21 +114,31 @@ class Parts(torch.optim.Optimizer):
 
     Args:
         parts: whose parameter groups are shared, not copied, so that a scheduler reaches them.
-        step_work: of one step of all of them.
+        step_work: of one step of all of them; None: not counted.
+        to_plain: makes a part's state one of tensors and plain Python, which is all that a checkpoint may hold.
+        from_plain: its inverse.
     """
 
-    def __init__(self, parts: list[torch.optim.Optimizer], *, step_work: Work) -> None:
-        super().__init__([group for part in parts for group in part.param_groups], {})
+    def __init__(
+        self,
+        parts: list[torch.optim.Optimizer],
+        *,
+        step_work: Work | None = None,
+        to_plain: Callable[[Any], Any] = lambda state: state,  # Any: a state
+        from_plain: Callable[[Any], Any] = lambda state: state,  # Any: a state
+    ) -> None:
+        super().__init__([dict(group) for part in parts for group in part.param_groups], {})
         self.parts, self.step_work, self.steps = parts, step_work, 0
+        self.to_plain, self.from_plain = to_plain, from_plain
         self._join()
 
     def _join(self) -> None:
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     @property
-    def work(self) -> Work:
-        """Everything asked of hardware so far."""
-        return self.step_work * self.steps
+    def work(self) -> Work | None:
+        """Everything asked of hardware so far; None where it is not counted."""
+        return None if self.step_work is None else self.step_work * self.steps
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # Any: torch's own signature
         """One step of each."""
@@ -135,14 +153,30 @@ class Parts(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:  # Any: as torch's
         """States of all parts."""
-        return {"parts": [part.state_dict() for part in self.parts], "steps": self.steps}
+        return {"parts": [self.to_plain(part.state_dict()) for part in self.parts], "steps": self.steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # Any: as torch's
         """Restore `state_dict`."""
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
-            part.load_state_dict(state)
+            part.load_state_dict(self.from_plain(state))
         self.steps = state_dict["steps"]
         self._join()  # loading gave the parts new groups
+
+
+def _without_classes(value: Any) -> Any:  # Any: a state
+    """A state whose structured matrices are written as `{"dense": tensor}`."""
+    if isinstance(value, dict):
+        return {key: _without_classes(item) for key, item in value.items()}
+    return {"dense": value.to_dense()} if hasattr(value, "from_dense") else value
+
+
+def _with_class(value: Any, dense: type) -> Any:  # Any: a state
+    """The inverse of `_without_classes`."""
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"dense"}:
+        return dense(value["dense"])
+    return {key: _with_class(item, dense) for key, item in value.items()}
 
 
 def check_installed(optimizer: str) -> None:

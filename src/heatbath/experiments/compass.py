@@ -17,7 +17,7 @@ from itertools import islice, product
 from heatbath.experiments.experiment import Hyper
 from heatbath.experiments.optimizers import Choice
 from heatbath.experiments.records import Record
-from heatbath.experiments.tuning import Tuned, pick, score
+from heatbath.experiments.tuned import Tuned, pick, score
 
 Point = tuple[int, ...]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -195,6 +195,46 @@ def choose(
         damping=None if optimizer not in DAMPED else positive("--damping", default.damping if damping is None else damping),
     )
     return Choice(optimizer, hyper, solver, machine_spec(machine, bits) if solver in THERMODYNAMIC else None)
+
+
+def choose_all(
+    experiment: Experiment,
+    optimizers: Sequence[str],
+    *,
+    solvers: Sequence[str] | None = None,
+    machine: str | None = None,
+    bits: Sequence[int] | None = None,
+) -> list[Choice]:
+    """Every combination that some words of a command line stand for, each once.
+
+    Args:
+        experiment: whose hyper-parameters are the defaults.
+        optimizers: keys of `OPTIMIZERS`.
+        solvers: of those optimizers that take one.
+        machine: of the thermodynamic ones among them.
+        bits: of that machine; each stands for a choice.
+
+    Raises:
+        ValueError: as `choose`, or options that none of the optimizers takes.
+    """
+    curved = [name for name in optimizers if name in CURVED]
+    thermal = bool(curved) and any(solver in THERMODYNAMIC for solver in solvers or ())
+    if solvers and not curved:
+        raise ValueError(f"--solver has no meaning for {', '.join(optimizers)}: add --optimizer {' or '.join(sorted(CURVED))}")
+    if (machine is not None or bits) and not thermal:
+        raise ValueError(
+            f"{'--machine' if machine is not None else '--bits'} has no meaning without a thermodynamic solver: "
+            f"add --solver {' or '.join(sorted(THERMODYNAMIC))}"
+        )
+    found = []
+    for name in optimizers:
+        for solver in solvers or ["cholesky"] if name in CURVED else [None]:
+            if solver in THERMODYNAMIC:
+                precisions: Sequence[int | None] = bits or [None]
+                found += [choose(experiment, name, solver=solver, machine=machine, bits=b) for b in precisions]
+            else:
+                found.append(choose(experiment, name, solver=solver))
+    return list({choice.label: choice for choice in found}.values())
 
 
 def choice_from_json(plain: Mapping[str, Any]) -> Choice:  # Any: JSON values

@@ -17,7 +17,7 @@ from heatbath.experiments.compass import Compass, compass
 from heatbath.experiments.optimizers import THERMODYNAMIC, Choice, choose
 from heatbath.experiments.records import Record
 from heatbath.experiments.trials import Recipe, Trial, run_trials
-from heatbath.experiments.tuning import Tuned
+from heatbath.experiments.tuned import Tuned
 
 DIGITAL_AXES = ("lr", "damping", "kl_clip")
 BASELINE_AXES = ("lr", "momentum", "square_decay")
