@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from heatbath.cli import demo, lists, report, train, tune
+from heatbath.cli import demo, lists, report, study, train, tune
 
 app = typer.Typer(
     help="Second-order training of neural networks on an emulated thermodynamic computer.",
@@ -45,6 +45,7 @@ def _root(
 app.command()(demo.demo)
 app.command()(train.train)
 app.command()(tune.tune)
+app.add_typer(study.app, name="study", no_args_is_help=True)
 app.command()(report.report)
 app.command()(lists.machines)
 app.command("recipes")(lists.recipes)

@@ -2,3 +2,5 @@
 
 from heatbath.experiments.studies.convergence import Convergence as Convergence
 from heatbath.experiments.studies.convergence import Outcome as Outcome
+from heatbath.experiments.studies.convergence_page import convergence_page as convergence_page
+from heatbath.experiments.studies.page import Page as Page
