@@ -191,8 +191,8 @@ def _findings(outcomes: Sequence[Outcome]) -> list[str]:
         loss = steps_to_level(outcome, baseline, "loss")
         lines.append(
             f"- **{outcome.title}** {_verdict(level, steps)}: it is at {baseline.title}'s final {judged} at step "
-            f"{_steps(level)} of {steps}, and at its final training loss at step {_steps(loss)}. After {steps} steps its {judged} is "
-            f"{_spread(_ends(outcome, judged))}, against {_spread(_ends(baseline, judged))}."
+            f"{_steps(level)} of {steps}, and at its final training loss at step {_steps(loss)}. After {steps} steps its "
+            f"{judged} is {_spread(_ends(outcome, judged))}, against {_spread(_ends(baseline, judged))}."
         )
     return ["\n".join(lines)]
 
