@@ -77,7 +77,8 @@ def _series(run: Record, metric: str) -> list[tuple[int, float]]:
     steps, _, values = run.metric(metric)
     if metric != "loss":
         return list(zip(steps, values, strict=True))
-    return [(steps[i], fmean(values[i + 1 - SMOOTH : i + 1])) for i in range(SMOOTH, len(values))]  # row 0 is another loss
+    width = min(SMOOTH, len(values) - 1)  # row 0 is the loss of another mini-batch, before any step
+    return [(steps[i], fmean(values[i + 1 - width : i + 1])) for i in range(width, len(values))]
 
 
 def _first(series: Sequence[tuple[int, float]], level: float, *, higher: bool) -> int | None:
