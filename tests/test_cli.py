@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,20 @@ def test_machines_and_recipes_are_listed() -> None:
         (["train", "digits-mlp", "--resume"], "say which with --out"),
         (["train", "digits-mlp", "--device", "tpu"], "--device must be cpu, cuda or auto, got 'tpu'"),
         (["train", "digits-mlp", "--solver", "thermodynamic-solve", "--machine", "none.toml"], "does not exist"),
+        (["train", "digits-mlp", "--tuned", "nowhere"], "there is no result of a search nowhere"),
+        (["train", "digits-mlp", "--tuned", "nowhere", "--lr", "1"], "--tuned already says the learning rate"),
+        (
+            ["tune", "digits-mlp", "--optimizer", "adamw", "--trials", "0", "--out", "x"],
+            "at least 1 trial of at least 1 step, got 0",
+        ),
+        (["tune", "digits-mlp", "--optimizer", "adamv", "--trials", "1", "--out", "x"], "there is no optimizer 'adamv'"),
+        (["tune", "digits-mpl", "--optimizer", "adamw", "--trials", "1", "--out", "x"], "there is no recipe 'digits-mpl'"),
+        (
+            ["tune", "digits-mlp", "--optimizer", "adamw", "--trials", "1", "--out", "x", "--jobs", "0"],
+            "jobs must be at least 1",
+        ),
+        (["study", "convergence", "digits-mpl"], "there is no recipe 'digits-mpl'"),
+        (["study", "convergence", "digits-mlp", "--seeds", "0"], "at least 1 step and 1 seed"),
         (["report", "nowhere.jsonl"], "there is no record nowhere.jsonl"),
     ],
 )
@@ -69,9 +84,11 @@ def test_cuda_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    result = call(*SMALL, "--out", tmp_path / "file" / "folder")
-    assert result.exit_code == 2
-    assert "cannot be written" in result.stderr
+    tuning = ["tune", "digits-mlp", "--optimizer", "adamw", "--trials", "1", "--steps", "2"]
+    for words in (SMALL, tuning):
+        result = call(*words, "--out", tmp_path / "file" / "folder")
+        assert result.exit_code == 2
+        assert "cannot be written" in result.stderr
 
 
 def test_a_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +116,34 @@ def test_train_leaves_record_checkpoint_report_and_tensorboard_and_resumes(tmp_p
     twice = call(*SMALL, "--out", out)
     assert twice.exit_code == 2
     assert "already holds a run" in twice.stderr
+
+
+@pytest.mark.slow
+def test_tune_finds_what_train_then_uses_and_refuses_the_folder_of_another_search(tmp_path: Path) -> None:
+    words = ["tune", "digits-mlp", "--optimizer", "adamw", "--optimizer", "sgd", "--steps", "5", "--out", tmp_path / "search"]
+    done = call(*words, "--trials", "2")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.count("adamw-001") == 1
+    best = json.loads((tmp_path / "search" / "best.json").read_text())
+    trained = call(*SMALL, "--optimizer", "adamw", "--tuned", tmp_path / "search", "--out", tmp_path / "run", "--device", "cpu")
+    assert trained.exit_code == 0, trained.output
+    assert read_record(tmp_path / "run" / "run.jsonl").header["choice"] == best["tuned"][0]["choice"]
+    more = call(*words, "--trials", "3")
+    assert "adamw-001:" not in more.stdout
+    assert "adamw-003:" in more.stdout
+    other = call(*words, "--trials", "2", "--seed", "1")
+    assert other.exit_code == 2
+    assert "is of another search: its choice is" in other.stderr
+
+
+@pytest.mark.slow
+def test_a_study_leaves_one_page(tmp_path: Path) -> None:
+    words = ["study", "convergence", "digits-mlp", "--steps", "2", "--seeds", "1", "--bits", "12", "--runs", tmp_path / "runs"]
+    done = call(*words, "--out", tmp_path / "page")
+    assert done.exit_code == 0, done.output
+    text = (tmp_path / "page" / "README.md").read_text()
+    assert "K-FAC, thermodynamic solve (tngd-2024, 12 bits)" in text
+    assert "2 steps with batches of 128" in text
 
 
 @pytest.mark.slow

@@ -103,3 +103,10 @@ def test_total_work_adds_the_optimizers_own_count_or_its_update_rule(generator: 
     curved.step()
     assert total_work(curved, model_step=step, steps=1) == step + curved.work
     assert total_work(curved, model_step=step, steps=0) == Work()
+
+
+def test_work_of_an_optimizer_whose_update_is_not_known_is_not_counted() -> None:
+    model = nn.Linear(6, 3)
+    unknown = torch.optim.Adagrad(model.parameters())
+    assert update_work(unknown) is None
+    assert total_work(unknown, model_step=Work(), steps=3) is None

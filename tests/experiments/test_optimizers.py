@@ -5,15 +5,16 @@ import torch
 from torch import nn
 
 from heatbath.experiments import choose
-from heatbath.experiments.optimizers import DIGITAL, OPTIMIZERS, THERMODYNAMIC, build
+from heatbath.experiments.baselines import PACKAGES
+from heatbath.experiments.optimizers import DIGITAL, OPTIMIZERS, THERMODYNAMIC, build, choose_all
 from heatbath.machines import load_machine
-from heatbath.optim import KFAC
+from heatbath.optim import KFAC, KLClip
 from heatbath.solvers import Guarded
 from tests.experiments import tasks
 
 
 def every_choice() -> list[dict[str, str]]:
-    plain = [{"optimizer": name} for name in OPTIMIZERS if name != "kfac"]
+    plain = [{"optimizer": name} for name in OPTIMIZERS if name != "kfac" and name not in PACKAGES]
     return [*plain, *({"optimizer": "kfac", "solver": solver} for solver in (*DIGITAL, *THERMODYNAMIC))]
 
 
@@ -21,7 +22,7 @@ def every_choice() -> list[dict[str, str]]:
 def test_every_choice_builds_an_optimizer_that_lowers_the_loss(words: dict[str, str], generator: torch.Generator) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+        model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 3))
     optimizer = build(choose(tasks.experiment(), **words), model, generator=generator)
     inputs, labels = tasks.blobs().train.batch(torch.arange(96))
     losses = []
@@ -63,7 +64,9 @@ def test_a_thermodynamic_solver_has_a_digital_one_behind_it(generator: torch.Gen
 def test_a_choice_is_recorded_completely() -> None:
     choice = choose(tasks.experiment(), "kfac", solver="thermodynamic-solve", bits=8)
     recorded = choice.to_json()
-    assert {"optimizer", "solver", "machine", "lr", "damping", "kl_clip", "momentum", "weight_decay"} == recorded.keys()
+    hyper = {"lr", "damping", "kl_clip", "momentum", "weight_decay", "square_decay"}
+    assert recorded.keys() == {"optimizer", "solver", "machine"} | hyper
+    assert recorded["kl_clip"] == KLClip().kappa  # the recipe leaves it open
     assert choice.label == "kfac-thermodynamic-solve-tngd-2024-8bit"
     assert choice.title == "K-FAC, thermodynamic solve (tngd-2024, 8 bits)"
 
@@ -94,7 +97,33 @@ def test_words_that_mean_nothing_are_refused(words: dict[str, object], message: 
         choose(tasks.experiment(), **words)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "nadamw", "muon"])
 def test_a_model_without_parameters_is_refused(name: str, generator: torch.Generator) -> None:
     with pytest.raises(ValueError, match="no trainable parameters: nothing to optimize"):
         build(choose(tasks.experiment(), name), nn.Tanh(), generator=generator)
+
+
+def test_words_that_stand_for_several_choices_give_each_of_them_once() -> None:
+    words = {"optimizers": ["adamw", "kfac", "adamw"], "solvers": ["cholesky", "thermodynamic-solve"], "bits": [8, 12]}
+    found = choose_all(tasks.experiment(), **words)  # type: ignore[arg-type]
+    assert [choice.label for choice in found] == [
+        "adamw",
+        "kfac-cholesky",
+        "kfac-thermodynamic-solve-tngd-2024-8bit",
+        "kfac-thermodynamic-solve-tngd-2024-12bit",
+    ]
+    assert [choice.label for choice in choose_all(tasks.experiment(), ["kfac"])] == ["kfac-cholesky"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"optimizers": ["adamw"], "solvers": ["eigen"]}, "--solver has no meaning for adamw: add --optimizer kfac"),
+        ({"optimizers": ["kfac"], "bits": [8]}, "--bits has no meaning without a thermodynamic solver"),
+        ({"optimizers": ["kfac"], "machine": "ideal"}, "--machine has no meaning without a thermodynamic solver"),
+        ({"optimizers": ["adamw", "kfca"]}, "there is no optimizer 'kfca'; did you mean kfac"),
+    ],
+)
+def test_words_that_none_of_the_optimizers_takes_are_refused(words: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        choose_all(tasks.experiment(), **words)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from heatbath.experiments import Record
-from heatbath.experiments.plots import Axis, curves, curves_csv, inline_svg, save_figure, trailing_mean
+from heatbath.experiments.plots import Axis, band_csv, band_curves, curves, curves_csv, inline_svg, save_figure, trailing_mean
 from tests.experiments import tasks
 
 LOSS = Axis("loss", label="training loss", log=True)
@@ -81,3 +81,23 @@ def test_a_trailing_mean_skips_what_is_no_number() -> None:
     means = trailing_mean([math.nan, 1.0, 3.0, math.inf, 5.0], 2)
     assert math.isnan(means[0])
     assert means[1:] == [1.0, 2.0, 3.0, 5.0]
+
+
+def test_a_group_of_runs_is_its_mean_in_a_band_at_the_steps_they_share() -> None:
+    def run(values: dict[int, float]) -> Record:
+        rows = [{"step": step, "loss": value, "seconds": 0.0} for step, value in values.items()]
+        return Record(Path("x"), {"target": {"metric": "m", "value": 1.0, "higher": True}}, rows)
+
+    groups = [("pair", [run({0: 1.0, 1: 3.0, 2: 9.0}), run({0: 3.0, 1: 4.0})]), ("single", [run({0: 5.0})])]
+    rows = list(csv.reader(io.StringIO(band_csv(groups, Axis("loss")))))
+    assert rows == [
+        ["run", "step", "lowest", "mean loss", "highest"],
+        ["pair", "0", "1", "2", "3"],
+        ["pair", "1", "3", "3.5", "4"],
+        ["single", "0", "5", "5", "5"],
+    ]
+    axes = band_curves(groups, Axis("loss", label="training loss", log=True)).axes[0]
+    assert axes.get_xlabel() == "training step"
+    assert (axes.get_ylabel(), axes.get_yscale()) == ("training loss", "log")
+    assert [line.get_label() for line in axes.get_lines()] == ["pair", "single"]
+    assert list(axes.get_lines()[0].get_ydata()) == [2.0, 3.5]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from heatbath.experiments.progress import Display
+from heatbath.experiments.progress import Display, TrialBar
 from tests.experiments import tasks
 
 
@@ -32,3 +32,16 @@ def test_a_line_is_said_once_and_trouble_is_said(tmp_path: Path) -> None:
     assert shown.count("here [x]") == 1
     assert "two: warning: too hot" in shown
     assert "all done" not in shown
+
+
+def test_a_trial_that_was_run_is_said_with_its_value_and_an_old_one_only_counted(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=120)
+    record = tasks.train(tmp_path, "adamw", steps=5)
+    with Display(console) as display:
+        bar = TrialBar(display, 2)
+        bar("first", record, False)
+        bar("second", record, True)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "first" not in shown
+    assert f"second: test accuracy {record.rows[-1]['metrics']['test accuracy']:.4g}" in shown
+    assert "2/2" in shown

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from heatbath.cli import demo, floors, lists, machine, report, solve, spice, train
+from heatbath.cli import demo, floors, lists, machine, report, solve, spice, study, train, tune
 
 app = typer.Typer(
     help="Second-order training of neural networks on an emulated thermodynamic computer.",
@@ -44,6 +44,8 @@ def _root(
 
 app.command()(demo.demo)
 app.command()(train.train)
+app.command()(tune.tune)
+app.add_typer(study.app, name="study", no_args_is_help=True)
 app.command()(report.report)
 app.command()(floors.floors)
 app.command()(solve.solve)

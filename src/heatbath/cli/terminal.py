@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from heatbath.experiments import Choice, Record, RunFiles
     from heatbath.experiments.runner import Watcher
+    from heatbath.experiments.trials import Trial
 
 WRONG_USE, DIVERGED, INTERRUPTED = 2, 1, 130
 
@@ -90,6 +91,16 @@ def display(console: Console) -> Iterator[tuple[Callable[[Choice, RunFiles], Ite
             display.say("[yellow]stopping after this step; Ctrl-C again stops at once[/]")
 
         yield watch, notice
+
+
+@contextmanager
+def trial_bar(console: Console, *, total: int | None) -> Iterator[Callable[[Trial, Record, bool], None]]:
+    """One bar over the trials of a search or a study: what is to be told of each."""
+    from heatbath.experiments.progress import Display, TrialBar
+
+    with Display(console) as display:
+        bar = TrialBar(display, total)
+        yield lambda trial, record, fresh: bar(trial.name, record, fresh)
 
 
 def present(console: Console, records: list[Record], folder: Path) -> None:

@@ -12,7 +12,7 @@ from heatbath.cli.terminal import console, display, mistakes, named_device, pres
 
 def train(
     recipe: Annotated[str, typer.Argument(help="What to train; see `heatbath recipes`.")],
-    optimizer: Annotated[str, typer.Option(help="sgd, adam, adamw or kfac.")] = "kfac",
+    optimizer: Annotated[str, typer.Option(help="sgd, adam, adamw, nadamw, muon, kfac, soap or singd.")] = "kfac",
     solver: Annotated[
         str | None, typer.Option(help="For kfac: cholesky (default), eigen, thermodynamic-inverse or thermodynamic-solve.")
     ] = None,
@@ -26,6 +26,9 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Updates in all; by default the recipe's.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; by default the recipe's.")] = None,
     damping: Annotated[float | None, typer.Option(help="Damping of the curvature; by default the recipe's.")] = None,
+    tuned: Annotated[
+        Path | None, typer.Option(help="Take the hyper-parameters that `heatbath tune` found: its folder or best.json.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the start, the batches and the machine's noise.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; by default runs/RECIPE-OPTIMIZER, numbered.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out from its last checkpoint.")] = False,
@@ -35,11 +38,16 @@ def train(
     with mistakes():
         from heatbath.experiments import RunFiles, RunOptions, choose, run
         from heatbath.experiments.optimizers import known
+        from heatbath.experiments.tuned import tuned_choice
         from heatbath.recipes import recipes
 
         terminal = console()
         experiment = recipes()[known(recipe, recipes(), "recipe")]
         choice = choose(experiment, optimizer, solver=solver, machine=machine, bits=bits, lr=lr, damping=damping)
+        if tuned is not None:
+            if lr is not None or damping is not None:
+                raise ValueError("--tuned already says the learning rate and the damping: leave out --lr and --damping")
+            choice = tuned_choice(tuned, experiment.name, choice)
         if resume and out is None:
             raise ValueError("--resume goes on with the run in a folder: say which with --out")
         folder = out or unused(Path("runs") / f"{experiment.name}-{choice.label}")

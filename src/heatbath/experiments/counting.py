@@ -78,16 +78,25 @@ def model_work(model: nn.Module, loss: Loss, batch: tuple[Tensor, ...]) -> Work:
     return counter.work
 
 
-def update_work(optimizer: torch.optim.Optimizer) -> Work:
-    """Work of one `step` of an optimizer that counts none itself; unknown classes are taken for AdamW."""
-    operations, numbers = UPDATES.get(type(optimizer).__name__, UPDATES["AdamW"])
+def update_work(optimizer: torch.optim.Optimizer) -> Work | None:
+    """Work of one `step` of an optimizer that counts none itself; None where its update rule is not known here."""
+    if type(optimizer).__name__ not in UPDATES:
+        return None
+    operations, numbers = UPDATES[type(optimizer).__name__]
     parameters = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     return Work.of(Kernel("elementwise", (parameters,), float(operations * parameters), 4.0 * numbers * parameters))
 
 
-def total_work(optimizer: torch.optim.Optimizer, *, model_step: Work, steps: int) -> Work:
-    """Everything `steps` steps asked for: the model's passes, and the optimizer's own count or its update rule."""
+def total_work(optimizer: torch.optim.Optimizer, *, model_step: Work, steps: int) -> Work | None:
+    """Everything `steps` steps asked for: the model's passes, and the optimizer's own count or its update rule.
+
+    Returns:
+        None where neither is known: half a count would flatter.
+    """
     if steps == 0:
         return Work()
     own = getattr(optimizer, "work", None)
-    return model_step * steps + (own if isinstance(own, Work) else update_work(optimizer) * steps)
+    if isinstance(own, Work):
+        return model_step * steps + own
+    update = update_work(optimizer)
+    return None if update is None else model_step * steps + update * steps

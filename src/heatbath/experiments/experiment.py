@@ -7,13 +7,13 @@ that one command line means the same for every recipe.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heatbath.experiments.data import Source
+from heatbath.experiments.data import Source, held_out
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (output of the model, target) -> scalar, averaged over the batch
 Metric = Callable[[Tensor, Tensor], Tensor]  # (outputs on the whole test set, targets) -> scalar
@@ -30,6 +30,7 @@ class Hyper:
             None: their own default.
         momentum: of the updates; for the Adam family it is β₁.
         weight_decay: decoupled, per unit of learning rate.
+        square_decay: β₂ of the Adam family.
     """
 
     lr: float
@@ -37,6 +38,7 @@ class Hyper:
     kl_clip: float | None = None
     momentum: float = 0.9
     weight_decay: float = 0.0
+    square_decay: float = 0.999
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,20 @@ class Experiment:
     def __post_init__(self) -> None:
         if self.target.metric not in self.metrics:
             raise ValueError(f"the target judges {self.target.metric!r}, but the metrics are {', '.join(self.metrics)}")
+
+
+def on_held_out_data(experiment: Experiment) -> Experiment:
+    """The same task for choosing hyper-parameters: measured on held-out training data, and its metrics named so."""
+
+    def renamed(name: str) -> str:
+        return f"held-out {name.removeprefix('test ')}"
+
+    return replace(
+        experiment,
+        source=held_out(experiment.source),
+        metrics={renamed(name): metric for name, metric in experiment.metrics.items()},
+        target=replace(experiment.target, metric=renamed(experiment.target.metric)),
+    )
 
 
 def accuracy(output: Tensor, target: Tensor) -> Tensor:

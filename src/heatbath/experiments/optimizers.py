@@ -7,15 +7,17 @@ solver is one row in a table below.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from heatbath.experiments import baselines
 from heatbath.experiments.experiment import Experiment, Hyper
-from heatbath.machines import Machine, MachineSpec, load_machine, machine_toml, with_bits
+from heatbath.machines import Machine, MachineSpec, load_machine, machine_toml, spec_from, with_bits
 from heatbath.optim import KFAC, KLClip, Policy
 from heatbath.solvers import Cholesky, Eigen, Solver, ThermodynamicInverse, ThermodynamicSolve
 
@@ -24,6 +26,10 @@ TITLES = {
     "sgd": "SGD",
     "adam": "Adam",
     "adamw": "AdamW",
+    "nadamw": "NAdamW",
+    "muon": "Muon + AdamW",
+    "soap": "SOAP",
+    "singd": "SINGD",
     "kfac": "K-FAC",
     "cholesky": "Cholesky",
     "thermodynamic-inverse": "thermodynamic inverse",
@@ -88,24 +94,14 @@ class Choice:
 Build = Callable[[nn.Module, Choice, torch.Generator], torch.optim.Optimizer]
 
 
-def _sgd(model: nn.Module, choice: Choice, generator: torch.Generator) -> torch.optim.Optimizer:
-    h = choice.hyper
-    return torch.optim.SGD(_trainable(model), lr=h.lr, momentum=h.momentum, weight_decay=h.weight_decay)
-
-
-def _adam(model: nn.Module, choice: Choice, generator: torch.Generator) -> torch.optim.Optimizer:
-    h = choice.hyper
-    return torch.optim.Adam(_trainable(model), lr=h.lr, betas=(h.momentum, 0.999), weight_decay=h.weight_decay)
-
-
-def _adamw(model: nn.Module, choice: Choice, generator: torch.Generator) -> torch.optim.Optimizer:
-    h = choice.hyper
-    return torch.optim.AdamW(_trainable(model), lr=h.lr, betas=(h.momentum, 0.999), weight_decay=h.weight_decay)
+def _plain(make: Callable[[nn.Module, Hyper], torch.optim.Optimizer]) -> Build:
+    """An optimizer that needs neither a solver nor randomness."""
+    return lambda model, choice, generator: make(model, choice.hyper)
 
 
 def _kfac(model: nn.Module, choice: Choice, generator: torch.Generator) -> torch.optim.Optimizer:
     h = choice.hyper
-    assert h.damping is not None and choice.solver is not None  # filled in by choose()
+    assert h.damping is not None and h.kl_clip is not None and choice.solver is not None  # filled in by choose()
     if choice.machine is None:
         solver = DIGITAL[choice.solver]()
     else:
@@ -117,20 +113,23 @@ def _kfac(model: nn.Module, choice: Choice, generator: torch.Generator) -> torch
         momentum=h.momentum,
         weight_decay=h.weight_decay,
         solver=solver,
-        policy=Policy() if h.kl_clip is None else Policy(trust=KLClip(h.kl_clip)),
+        policy=Policy(trust=KLClip(h.kl_clip)),
         generator=generator,
     )
 
 
-def _trainable(model: nn.Module) -> list[nn.Parameter]:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError("the model has no trainable parameters: nothing to optimize")
-    return parameters
-
-
-OPTIMIZERS: Mapping[str, Build] = {"sgd": _sgd, "adam": _adam, "adamw": _adamw, "kfac": _kfac}
-CURVED = frozenset({"kfac"})  # optimizers that take a solver and damping
+OPTIMIZERS: Mapping[str, Build] = {
+    "sgd": _plain(baselines.sgd),
+    "adam": _plain(baselines.adam),
+    "adamw": _plain(baselines.adamw),
+    "nadamw": _plain(baselines.nadamw),
+    "muon": _plain(baselines.muon),
+    "soap": _plain(baselines.soap),
+    "singd": _plain(baselines.singd),
+    "kfac": _kfac,
+}
+CURVED = frozenset({"kfac"})  # optimizers that take a solver
+DAMPED = CURVED | {"singd"}  # optimizers that take damping
 DIGITAL: Mapping[str, Callable[[], Solver[Any]]] = {"cholesky": Cholesky, "eigen": Eigen}  # Any: any state
 THERMODYNAMIC: Mapping[str, Callable[[Machine], Solver[Any]]] = {  # Any: any state
     "thermodynamic-inverse": ThermodynamicInverse,
@@ -141,6 +140,10 @@ FALLBACK_HYPER: Mapping[str, Hyper] = {
     "sgd": Hyper(lr=0.05),
     "adam": Hyper(lr=1e-3),
     "adamw": Hyper(lr=1e-3, weight_decay=1e-2),
+    "nadamw": Hyper(lr=1e-3, weight_decay=1e-2),
+    "muon": Hyper(lr=1e-3, momentum=0.95, weight_decay=1e-2),
+    "soap": Hyper(lr=3e-3, momentum=0.95, weight_decay=1e-2, square_decay=0.95),
+    "singd": Hyper(lr=1e-3, damping=1e-3),
     "kfac": Hyper(lr=0.05, damping=1e-3),
 }
 
@@ -170,11 +173,12 @@ def choose(
         ValueError: an unknown name, a value out of range, or options that contradict each other.
     """
     known(optimizer, OPTIMIZERS, "optimizer")
+    baselines.check_installed(optimizer)
     if optimizer not in CURVED:
-        for option, value in (("--solver", solver), ("--damping", damping)):
-            if value is not None:
-                raise ValueError(f"{option} has no meaning for {optimizer}, which uses no curvature: leave it out, or use kfac")
-        solver = None
+        if solver is not None:
+            raise ValueError(f"--solver has no meaning for {optimizer}, which takes no solver: leave it out, or use kfac")
+        if damping is not None and optimizer not in DAMPED:
+            raise ValueError(f"--damping has no meaning for {optimizer}, which uses no curvature: leave it out, or use kfac")
     else:
         solver = known(solver or "cholesky", SOLVERS, "solver")
     if solver not in THERMODYNAMIC and (machine is not None or bits is not None):
@@ -183,14 +187,65 @@ def choose(
             f"add --solver {' or '.join(sorted(THERMODYNAMIC))}"
         )
     default = experiment.hyper.get(optimizer, FALLBACK_HYPER[optimizer])
-    hyper = Hyper(
+    clip = KLClip().kappa if default.kl_clip is None else default.kl_clip
+    hyper = replace(
+        default,
+        kl_clip=clip if optimizer in CURVED else None,
         lr=positive("--lr", default.lr if lr is None else lr),
-        damping=None if optimizer not in CURVED else positive("--damping", default.damping if damping is None else damping),
-        kl_clip=default.kl_clip,
-        momentum=default.momentum,
-        weight_decay=default.weight_decay,
+        damping=None if optimizer not in DAMPED else positive("--damping", default.damping if damping is None else damping),
     )
     return Choice(optimizer, hyper, solver, machine_spec(machine, bits) if solver in THERMODYNAMIC else None)
+
+
+def choose_all(
+    experiment: Experiment,
+    optimizers: Sequence[str],
+    *,
+    solvers: Sequence[str] | None = None,
+    machine: str | None = None,
+    bits: Sequence[int] | None = None,
+) -> list[Choice]:
+    """Every combination that some words of a command line stand for, each once.
+
+    Args:
+        experiment: whose hyper-parameters are the defaults.
+        optimizers: keys of `OPTIMIZERS`.
+        solvers: of those optimizers that take one.
+        machine: of the thermodynamic ones among them.
+        bits: of that machine; each stands for a choice.
+
+    Raises:
+        ValueError: as `choose`, or options that none of the optimizers takes.
+    """
+    curved = [name for name in optimizers if name in CURVED]
+    thermal = bool(curved) and any(solver in THERMODYNAMIC for solver in solvers or ())
+    if solvers and not curved:
+        raise ValueError(f"--solver has no meaning for {', '.join(optimizers)}: add --optimizer {' or '.join(sorted(CURVED))}")
+    if (machine is not None or bits) and not thermal:
+        raise ValueError(
+            f"{'--machine' if machine is not None else '--bits'} has no meaning without a thermodynamic solver: "
+            f"add --solver {' or '.join(sorted(THERMODYNAMIC))}"
+        )
+    found = []
+    for name in optimizers:
+        for solver in solvers or ["cholesky"] if name in CURVED else [None]:
+            if solver in THERMODYNAMIC:
+                precisions: Sequence[int | None] = bits or [None]
+                found += [choose(experiment, name, solver=solver, machine=machine, bits=b) for b in precisions]
+            else:
+                found.append(choose(experiment, name, solver=solver))
+    return list({choice.label: choice for choice in found}.values())
+
+
+def choice_from_json(plain: Mapping[str, Any]) -> Choice:  # Any: JSON values
+    """The inverse of `Choice.to_json`.
+
+    Raises:
+        KeyError: a field is missing.
+    """
+    hyper = Hyper(**{field.name: plain[field.name] for field in fields(Hyper)})
+    machine = plain["machine"]
+    return Choice(plain["optimizer"], hyper, plain["solver"], spec_from(tomllib.loads(machine)) if machine else None)
 
 
 def machine_spec(machine: str | None, bits: int | None) -> MachineSpec:

@@ -91,6 +91,50 @@ def _line(axes: Axes, record: Record, axis: Axis, *, colour: str, dash: str) -> 
     axes.plot(x, trailing_mean(values, window), dash, color=colour, linewidth=1.8, label=record.title)
 
 
+def band_curves(groups: Sequence[tuple[str, Sequence[Record]]], axis: Axis) -> Figure:
+    """One line per group of runs, its mean, in a band from the lowest to the highest, against steps.
+
+    Args:
+        groups: titles, and runs that were measured at the same steps.
+        axis: what is shown; `against` is not used.
+    """
+    with _style():
+        figure = Figure(figsize=(6.8, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        for i, (title, records) in enumerate(groups):
+            steps, low, mean, high = _band(records, axis.metric)
+            colour = COLOURS[i % len(COLOURS)]
+            axes.plot(steps, mean, DASHES[i % len(DASHES)], color=colour, linewidth=1.8, label=title)
+            axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.set_xlabel("training step")
+        axes.set_ylabel(axis.label or axis.metric)
+        if axis.log:
+            axes.set_yscale("log")
+        axes.grid(True, which="both", alpha=0.15)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def band_csv(groups: Sequence[tuple[str, Sequence[Record]]], axis: Axis) -> str:
+    """The data of `band_curves`: run, step, lowest, mean, highest."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["run", "step", "lowest", f"mean {axis.metric}", "highest"])
+    for title, records in groups:
+        for step, *values in zip(*_band(records, axis.metric), strict=True):
+            writer.writerow([title, step, *(f"{value:.6g}" for value in values)])
+    return buffer.getvalue()
+
+
+def _band(records: Sequence[Record], metric: str) -> tuple[list[int], list[float], list[float], list[float]]:
+    """Steps that all runs have, and the lowest, mean and highest value at each."""
+    series = [dict(zip(*record.metric(metric)[::2], strict=True)) for record in records]
+    steps = [step for step in series[0] if all(step in one for one in series)]
+    values = [[one[step] for one in series] for step in steps]
+    return steps, [min(v) for v in values], [sum(v) / len(v) for v in values], [max(v) for v in values]
+
+
 def trailing_mean(values: Sequence[float], window: int) -> list[float]:
     """Mean of each value and up to `window - 1` before it, over those that are numbers; NaN where none is."""
     means = []

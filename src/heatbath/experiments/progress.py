@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from heatbath.experiments.records import Row
+from heatbath.experiments.records import Record, Row
 
 
 class Display:
@@ -44,6 +44,29 @@ class Display:
     def bar(self, name: str) -> ProgressBar:
         """The watcher of one more run."""
         return ProgressBar(self, name)
+
+
+class TrialBar:
+    """One bar over many trials, and a line for each that is done.
+
+    Args:
+        display: where.
+        total: how many there are; None: not known beforehand.
+    """
+
+    def __init__(self, display: Display, total: int | None) -> None:
+        self.display = display
+        display.progress.start()
+        self.task = display.progress.add_task("trials", total=total, figures="")
+
+    def __call__(self, name: str, record: Record, fresh: bool) -> None:
+        """Say how a trial ended, unless it was done before, and move the bar."""
+        if fresh:
+            target = record.target.metric
+            value = record.measured[-1]["metrics"].get(target) if record.measured else None
+            figures = f"{target} {value:.4g}" if value is not None and record.ended == "finished" else record.ended
+            self.display.say(f"{escape(name)}: {figures}, {record.rows[-1]['seconds']:.1f} s")
+        self.display.progress.advance(self.task)
 
 
 class ProgressBar:

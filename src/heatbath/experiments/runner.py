@@ -278,7 +278,10 @@ class _Loop:
 
     def _write_row(self, row: Row, *, measured: bool) -> None:
         if measured:
-            row = {**row, "metrics": self.training.measure(), "work": self.training.work().to_json()}
+            row = {**row, "metrics": self.training.measure()}
+            work = self.training.work()
+            if work is not None:
+                row["work"] = work.to_json()
             report = self.training.report()
             if report:
                 row["optimizer"] = report

@@ -117,8 +117,8 @@ class Training:
         self.model.train()
         return torch.cat([output for output, _ in parts]), torch.cat([target for _, target in parts])
 
-    def work(self) -> Work:
-        """Everything asked of hardware so far, measuring aside."""
+    def work(self) -> Work | None:
+        """Everything asked of hardware so far, measuring aside; None for an optimizer whose work is not counted."""
         return total_work(self.optimizer, model_step=self.step_work, steps=self.step)
 
     def report(self) -> dict[str, Any]:  # Any: plain numbers and words

@@ -11,6 +11,11 @@ from heatbath.recipes.mnist_autoencoder import mnist_autoencoder as mnist_autoen
 RECIPES: tuple[Callable[[], Experiment], ...] = (digits_mlp, digits_cnn, mnist_autoencoder)
 
 
+def recipe_functions() -> Mapping[str, Callable[[], Experiment]]:
+    """The functions that return the recipes, by name: what another process can import."""
+    return MappingProxyType({recipe().name: recipe for recipe in RECIPES})
+
+
 def recipes() -> Mapping[str, Experiment]:
     """All recipes by name; nothing is loaded until one is run.
 

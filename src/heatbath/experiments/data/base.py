@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 ROOT_VARIABLE = "HEATBATH_DATA"
+HELD_OUT = 10  # one training example in so many is held out for choosing hyper-parameters
 DOWNLOAD_TIMEOUT = 15.0  # seconds without an answer from one host
 
 
@@ -59,6 +60,28 @@ class Tensors:
 
     def to(self, device: torch.device) -> Tensors:
         return Tensors(tuple(t.to(device) for t in self.tensors))
+
+
+@dataclass(frozen=True, eq=False)
+class Subset:
+    """Some examples of a split, renumbered.
+
+    Args:
+        split: any.
+        indices: which examples of it, int64 `[N]`.
+    """
+
+    split: Split
+    indices: Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, ...]:
+        return self.split.batch(self.indices[indices])
+
+    def to(self, device: torch.device) -> Subset:
+        return Subset(self.split.to(device), self.indices)  # numbers of examples stay on the CPU, as a batch's do
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +139,33 @@ def _mirrored(split: Split) -> Tensors:
         raise TypeError(f"only a split held as Tensors can be reconstructed, got {type(split).__name__}")
     inputs = split.tensors[0].flatten(1)
     return Tensors((inputs, inputs))
+
+
+def held_out(source: Source) -> Source:
+    """The same set for choosing hyper-parameters: a part of the training examples to measure on, the rest to train on.
+
+    The true test split is left out altogether, so nothing that is chosen can have seen it. Which examples are held out
+    depends on their number alone: every `HELD_OUT`-th of one fixed shuffle.
+    """
+
+    def load() -> Dataset:
+        dataset = source.load()
+        count = len(dataset.train)
+        if count < HELD_OUT:
+            raise ValueError(
+                f"{dataset.name} has {count} training examples, too few to hold some out: at least {HELD_OUT} are needed"
+            )
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+        apart = torch.arange(count) % HELD_OUT == 0
+        note = "measured on a tenth of the training examples, held out by a fixed shuffle; the test split is not used"
+        return Dataset(
+            dataset.name,
+            f"{dataset.source}; {note}",
+            train=Subset(dataset.train, order[~apart]),
+            test=Subset(dataset.train, order[apart]),
+        )
+
+    return replace(source, load=load)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,50 @@
+"""`heatbath study NAME RECIPE`: many trials, one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from heatbath.cli.terminal import console, mistakes, trial_bar
+
+app = typer.Typer(help="Answer a question by many trials and one page. Kill a study at will: run again, it goes on.")
+
+
+@app.command()
+def convergence(
+    recipe: Annotated[str, typer.Argument(help="What to train; see `heatbath recipes`.")],
+    runs: Annotated[Path | None, typer.Option(help="Folder of the trials' records. Default runs/convergence-RECIPE.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the page; by default the folder page inside --runs.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Updates of every trial and run; by default the recipe's.")] = None,
+    seeds: Annotated[int, typer.Option(help="Runs with the best of each optimizer.")] = 3,
+    batch_size: Annotated[int | None, typer.Option(help="Training examples per step; by default the recipe's.")] = None,
+    eval_every: Annotated[int | None, typer.Option(help="Steps between two measurements; by default the recipe's.")] = None,
+    bits: Annotated[list[int] | None, typer.Option(help="Precisions of the machine. Default 8 and 12.")] = None,
+    machine: Annotated[str | None, typer.Option(metavar="NAME|FILE.toml", help="Default tngd-2024.")] = None,
+    jobs: Annotated[int, typer.Option(help="Trials side by side, each on one thread.")] = 1,
+) -> None:
+    """Steps and time of AdamW, digital K-FAC and thermodynamic K-FAC by both methods, each tuned on held-out training data."""
+    with mistakes():
+        from heatbath.experiments.optimizers import known
+        from heatbath.experiments.studies import Convergence, convergence_page
+        from heatbath.recipes import recipe_functions
+
+        functions = recipe_functions()
+        function = functions[known(recipe, functions, "recipe")]
+        study = Convergence(
+            function,
+            steps=function().steps if steps is None else steps,
+            seeds=seeds,
+            bits=tuple(bits or (8, 12)),
+            machine=machine,
+            batch_size=batch_size,
+            eval_every=eval_every,
+        )
+        folder = runs or Path("runs") / f"convergence-{recipe}"
+        terminal = console()
+        with trial_bar(terminal, total=None) as watch:
+            outcomes = study.run(folder, jobs=jobs, watch=watch)
+        page = convergence_page(study, outcomes).write(out or folder / "page")
+        terminal.print(f"page: {page}", highlight=False, soft_wrap=True)

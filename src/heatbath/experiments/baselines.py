@@ -1,0 +1,212 @@
+"""First-order and other second-order optimizers to compare with, one function each, from torch or from a package of its own.
+
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) is for the weight matrices between hidden layers; the
+first and the last matrix of a network, embeddings, convolutions and everything that is no matrix go to AdamW. One learning
+rate serves both, since Muon's updates are scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982, eq. 4).
+
+SOAP (Vyas et al. 2024, arXiv 2409.11321) comes from the package `pytorch_optimizer`, SINGD (Lin et al. 2023, arXiv 2312.05705)
+from `singd`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from heatbath.experiments.experiment import Hyper
+from heatbath.work import Kernel, Work, elementwise, matmul
+
+NEWTON_SCHULZ_STEPS = 5  # torch.optim.Muon's default
+PACKAGES = {"soap": "pytorch_optimizer", "singd": "singd"}  # what must be installed for which optimizer
+
+
+def sgd(model: nn.Module, h: Hyper) -> torch.optim.Optimizer:
+    """SGD with heavy-ball momentum; weight decay is an L2 term, which for SGD is the same."""
+    return torch.optim.SGD(trainable(model), lr=h.lr, momentum=h.momentum, weight_decay=h.weight_decay)
+
+
+def adam(model: nn.Module, h: Hyper) -> torch.optim.Optimizer:
+    """Adam."""
+    return torch.optim.Adam(trainable(model), lr=h.lr, betas=_betas(h), weight_decay=h.weight_decay)
+
+
+def adamw(model: nn.Module, h: Hyper) -> torch.optim.Optimizer:
+    """AdamW."""
+    return torch.optim.AdamW(trainable(model), lr=h.lr, betas=_betas(h), weight_decay=h.weight_decay)
+
+
+def nadamw(model: nn.Module, h: Hyper) -> torch.optim.Optimizer:
+    """Adam with Nesterov's momentum and decoupled weight decay."""
+    return torch.optim.NAdam(
+        trainable(model), lr=h.lr, betas=_betas(h), weight_decay=h.weight_decay, decoupled_weight_decay=True
+    )
+
+
+def muon(model: nn.Module, h: Hyper) -> torch.optim.Optimizer:
+    """Muon for hidden matrices, AdamW for the rest; momentum is Muon's, AdamW's β₁ stays 0.9.
+
+    Raises:
+        ValueError: this torch has no Muon, or the model no hidden matrix.
+    """
+    if not hasattr(torch.optim, "Muon"):
+        raise ValueError(f"muon needs torch 2.9 or newer, this is {torch.__version__}: upgrade it, or choose another optimizer")
+    hidden = hidden_matrices(model)
+    if not hidden:
+        raise ValueError("muon needs a weight matrix between the first and the last one, this model has none: use adamw")
+    chosen = {id(p) for p in hidden}
+    rest = [p for p in trainable(model) if id(p) not in chosen]
+    parts = [
+        torch.optim.Muon(hidden, lr=h.lr, momentum=h.momentum, weight_decay=h.weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=h.lr, betas=(0.9, h.square_decay), weight_decay=h.weight_decay),
+    ]
+    return Parts(parts, step_work=sum((_muon_work(p) for p in hidden), _adamw_work(sum(p.numel() for p in rest))))
+
+
+def soap(model: nn.Module, h: Hyper) -> torch.optim.Optimizer:
+    """SOAP with its package's defaults but for what `Hyper` holds; its work is not counted."""
+    made: torch.optim.Optimizer = _package("soap").SOAP(trainable(model), lr=h.lr, betas=_betas(h), weight_decay=h.weight_decay)
+    return made
+
+
+def singd(model: nn.Module, h: Hyper) -> torch.optim.Optimizer:
+    """SINGD with dense structures and its package's defaults but for what `Hyper` holds; its work is not counted.
+
+    It treats linear layers and convolutions, and would leave the rest untrained: AdamW at the same rate takes that over.
+    """
+    whole = trainable(model)
+    _package("singd")
+    optimizer = importlib.import_module("singd.optim.optimizer").SINGD
+    dense = importlib.import_module("singd.structures.dense").DenseMatrix
+    main = optimizer(
+        model, lr=h.lr, damping=h.damping, momentum=h.momentum, weight_decay=h.weight_decay, warn_unsupported=False
+    )
+    treated = {id(p) for group in main.param_groups for p in group["params"]}
+    rest = [p for p in whole if id(p) not in treated]
+    parts = [main, *([torch.optim.AdamW(rest, lr=h.lr, weight_decay=h.weight_decay)] if rest else [])]
+    return Parts(parts, to_plain=_without_classes, from_plain=lambda state: _with_class(state, dense))
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters to train.
+
+    Raises:
+        ValueError: there are none.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("the model has no trainable parameters: nothing to optimize")
+    return parameters
+
+
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """Weight matrices but embeddings, the first and the last, in the order in which the model lists them."""
+    embedded = {id(p) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag) for p in m.parameters()}
+    weights = [p for p in trainable(model) if p.ndim >= 2 and id(p) not in embedded]
+    return [p for p in weights[1:-1] if p.ndim == 2]
+
+
+class Parts(torch.optim.Optimizer):
+    """Several optimizers, each with parameters of its own, that act as one.
+
+    Args:
+        parts: whose parameter groups are shared, not copied, so that a scheduler reaches them.
+        step_work: of one step of all of them; None: not counted.
+        to_plain: makes a part's state one of tensors and plain Python, which is all that a checkpoint may hold.
+        from_plain: its inverse.
+    """
+
+    def __init__(
+        self,
+        parts: list[torch.optim.Optimizer],
+        *,
+        step_work: Work | None = None,
+        to_plain: Callable[[Any], Any] = lambda state: state,  # Any: a state
+        from_plain: Callable[[Any], Any] = lambda state: state,  # Any: a state
+    ) -> None:
+        super().__init__([dict(group) for part in parts for group in part.param_groups], {})
+        self.parts, self.step_work, self.steps = parts, step_work, 0
+        self.to_plain, self.from_plain = to_plain, from_plain
+        self._join()
+
+    def _join(self) -> None:
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    @property
+    def work(self) -> Work | None:
+        """Everything asked of hardware so far; None where it is not counted."""
+        return None if self.step_work is None else self.step_work * self.steps
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # Any: torch's own signature
+        """One step of each."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        self.steps += 1
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:  # Any: as torch's
+        """States of all parts."""
+        return {"parts": [self.to_plain(part.state_dict()) for part in self.parts], "steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # Any: as torch's
+        """Restore `state_dict`."""
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(self.from_plain(state))
+        self.steps = state_dict["steps"]
+        self._join()  # loading gave the parts new groups
+
+
+def _without_classes(value: Any) -> Any:  # Any: a state
+    """A state whose structured matrices are written as `{"dense": tensor}`."""
+    if isinstance(value, dict):
+        return {key: _without_classes(item) for key, item in value.items()}
+    return {"dense": value.to_dense()} if hasattr(value, "from_dense") else value
+
+
+def _with_class(value: Any, dense: type) -> Any:  # Any: a state
+    """The inverse of `_without_classes`."""
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"dense"}:
+        return dense(value["dense"])
+    return {key: _with_class(item, dense) for key, item in value.items()}
+
+
+def check_installed(optimizer: str) -> None:
+    """See that the package of an optimizer is there, before any work.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if optimizer in PACKAGES:
+        _package(optimizer)
+
+
+def _package(optimizer: str) -> Any:  # Any: a module
+    name = PACKAGES[optimizer]
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f"{optimizer} needs the package {name}, which is not installed: pip install {name}") from error
+
+
+def _betas(h: Hyper) -> tuple[float, float]:
+    return h.momentum, h.square_decay
+
+
+def _muon_work(matrix: Tensor) -> Work:
+    """Orthogonalization of an m × n matrix, m ≤ n: per step X Xᵀ, its square, and one product with X; and the momentum."""
+    m, n = sorted(matrix.shape)
+    products = Work.of(matmul(m, n, m)) + Work.of(matmul(m, m, m)) + Work.of(matmul(m, m, n))
+    return products * NEWTON_SCHULZ_STEPS + Work.of(elementwise(m * n), 4)
+
+
+def _adamw_work(numbers: int) -> Work:
+    return Work.of(Kernel("elementwise", (numbers,), 16.0 * numbers, 4.0 * 7 * numbers))

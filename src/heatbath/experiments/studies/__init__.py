@@ -1,0 +1,6 @@
+"""Studies: questions that are answered by many trials and one page, one file each."""
+
+from heatbath.experiments.studies.convergence import Convergence as Convergence
+from heatbath.experiments.studies.convergence import Outcome as Outcome
+from heatbath.experiments.studies.convergence_page import convergence_page as convergence_page
+from heatbath.experiments.studies.page import Page as Page

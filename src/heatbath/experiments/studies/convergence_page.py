@@ -1,0 +1,267 @@
+"""The page of the convergence study: what the outcomes say, in words, one table, and curves."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+from heatbath.costs import with_unit
+from heatbath.experiments.comparison import data_lines, predict
+from heatbath.experiments.plots import Axis, band_csv, band_curves
+from heatbath.experiments.records import Record
+from heatbath.experiments.studies.convergence import Convergence, Outcome
+from heatbath.experiments.studies.page import Page, Picture, Table
+from heatbath.experiments.tuned import RULE
+
+SMOOTH = 5  # losses of mini-batches that are averaged before they are compared
+
+
+def convergence_page(study: Convergence, outcomes: Sequence[Outcome]) -> Page:
+    """Make the page.
+
+    Args:
+        study: its setting.
+        outcomes: the baseline first.
+    """
+    header = outcomes[0].runs[0].header
+    target = outcomes[0].runs[0].target
+    judged, other = target.metric, _loss_metric(outcomes[0].runs[0])
+    groups = [(outcome.title, outcome.runs) for outcome in outcomes]
+    axes = [Axis(judged, label=judged, log=not target.higher), Axis("loss", label="training loss", log=True)]
+    return Page(
+        title=f"Convergence on {header['experiment']}",
+        answer=[f"**{header['summary']}.** " + _scope(study, outcomes), *_findings(outcomes)],
+        setting=_setting(study, outcomes),
+        tables={"Result": _results(outcomes, judged, other), "Tuning": _tuning(outcomes)},
+        pictures=[
+            Picture(
+                axis.metric.replace(" ", "-"),
+                f"{axis.label} against training step: mean over {study.seeds} seeds, band from the lowest to the highest",
+                band_curves(groups, axis),
+                band_csv(groups, axis),
+            )
+            for axis in axes
+        ],
+        data={"trials.csv": _trials_csv(outcomes)},
+        result={
+            "study": "convergence",
+            "recipe": header["experiment"],
+            "dataset": header["dataset"],
+            "steps": study.steps,
+            "batch_size": header["batch_size"],
+            "seeds": [run.header["seed"] for run in outcomes[0].runs],
+            "outcomes": [_plain(outcome, outcomes[0]) for outcome in outcomes],
+        },
+    )
+
+
+def steps_to_level(outcome: Outcome, baseline: Outcome, metric: str) -> list[int | None]:
+    """For each seed, the first step at which a run is as good as the baseline's run of that seed is at its end.
+
+    Args:
+        outcome: whose runs.
+        baseline: whose ends.
+        metric: of the records; `"loss"` is the training loss, of which `SMOOTH` steps are averaged.
+    """
+    return [
+        _first(_series(run, metric), _series(other, metric)[-1][1], higher=run.target.higher and metric == run.target.metric)
+        for run, other in zip(outcome.runs, baseline.runs, strict=True)
+    ]
+
+
+def _series(run: Record, metric: str) -> list[tuple[int, float]]:
+    steps, _, values = run.metric(metric)
+    if metric != "loss":
+        return list(zip(steps, values, strict=True))
+    width = min(SMOOTH, len(values) - 1)  # row 0 is the loss of another mini-batch, before any step
+    return [(steps[i], fmean(values[i + 1 - width : i + 1])) for i in range(width, len(values))]
+
+
+def _first(series: Sequence[tuple[int, float]], level: float, *, higher: bool) -> int | None:
+    return next((step for step, value in series if (value >= level if higher else value <= level)), None)
+
+
+def _loss_metric(run: Record) -> str:
+    """The other metric of the test split."""
+    names = [name for name in run.measured[-1]["metrics"] if name != run.target.metric]
+    return names[0] if names else run.target.metric
+
+
+def _ends(outcome: Outcome, metric: str) -> list[float]:
+    return [run.metric(metric)[2][-1] for run in outcome.runs]
+
+
+def _seconds(outcome: Outcome) -> float:
+    return fmean(run.rows[-1]["seconds"] for run in outcome.runs)
+
+
+def _predicted(outcome: Outcome) -> tuple[float | None, bool]:
+    """Predicted seconds of a run, mean over seeds, and whether something in it is not stated."""
+    bills = [predict(run) for run in outcome.runs]
+    if any(bill is None for bill in bills):
+        return None, False
+    return fmean(bill.seconds for bill in bills if bill), any(bool(bill.unstated_seconds) for bill in bills if bill)
+
+
+def _results(outcomes: Sequence[Outcome], judged: str, other: str) -> Table:
+    baseline = outcomes[0]
+    grid = [step for step, _ in _series(baseline.runs[0], judged)]
+    shown = [step for step in _quarters(grid) if step]
+    head = [
+        "optimizer",
+        *(f"{judged}, step {step}" for step in shown),
+        f"{other}, step {shown[-1]}",
+        f"steps to {baseline.title}'s final {judged}",
+        "seconds here",
+        "predicted seconds",
+    ]
+    rows = []
+    for outcome in outcomes:
+        predicted, unstated = _predicted(outcome)
+        cells = [_spread([dict(_series(run, judged)).get(step, math.nan) for run in outcome.runs]) for step in shown]
+        cells.append(_spread(_ends(outcome, other)))
+        cells.append(_steps(steps_to_level(outcome, baseline, judged)))
+        cells.append(f"{_seconds(outcome):.0f}")
+        cells.append("–" if predicted is None else ("≥ " if unstated else "") + with_unit(predicted, "s"))
+        rows.append([outcome.title, *cells])
+    note = (
+        f"Mean over {len(baseline.runs)} seeds, ± half the distance from the lowest to the highest. Seconds are of one run: "
+        "here, where the machine is emulated and the computer was shared, so only roughly; predicted, from counted work on one "
+        "NVIDIA H100 and one such machine, ≥ where the machine's source leaves something unstated."
+    )
+    return Table(head, rows, note)
+
+
+def _quarters(grid: Sequence[int]) -> list[int]:
+    """The measured steps nearest to a quarter, a half and all of the run."""
+    return list(dict.fromkeys(min(grid, key=lambda step: abs(step - grid[-1] * share)) for share in (0.25, 0.5, 1.0)))
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not all(math.isfinite(value) for value in values):
+        return "diverged"
+    half = (max(values) - min(values)) / 2
+    return f"{fmean(values):.4g} ± {half:.2g}" if len(values) > 1 else f"{values[0]:.4g}"
+
+
+def _steps(steps: Sequence[int | None]) -> str:
+    known = [step for step in steps if step is not None]
+    if not known:
+        return "not reached"
+    missed = len(steps) - len(known)
+    text = f"{min(known)}" if min(known) == max(known) else f"{min(known)} to {max(known)}"
+    return text + (f", not reached by {missed} of {len(steps)}" if missed else "")
+
+
+def _tuning(outcomes: Sequence[Outcome]) -> Table:
+    rows = []
+    for outcome in outcomes:
+        hyper = outcome.tuned.choice.hyper
+        best = ", ".join(f"{WORDS.get(name, name)} {getattr(hyper, name):g}" for name in outcome.searched)
+        loose = ", ".join(WORDS.get(name, name) for name in outcome.tuned.near_edge)
+        value = "–" if outcome.tuned.value is None else f"{outcome.tuned.value:.4g}"
+        rows.append([outcome.title, str(outcome.tuned.trials), str(outcome.tuned.diverged), best, value, loose or "all"])
+    head = ["optimizer", "trials", "diverged", "best", "held-out", "neighbours tried"]
+    return Table(head, [[*row[:-1], row[-1] if row[-1] == "all" else f"not all: {row[-1]}"] for row in rows])
+
+
+WORDS = {"momentum": "β₁", "square_decay": "β₂", "kl_clip": "clip"}
+
+
+def _scope(study: Convergence, outcomes: Sequence[Outcome]) -> str:
+    header = outcomes[0].runs[0].header
+    examples = study.steps * header["batch_size"]
+    return (
+        f"{study.steps} steps with batches of {header['batch_size']}: {examples:,} examples, "
+        f"{examples / header['dataset']['train']:.2g} passes over the training data. A reduced size, made for few cores: it "
+        "shows the beginning of training, not its end."
+    )
+
+
+def _findings(outcomes: Sequence[Outcome]) -> list[str]:
+    """What the table says, in sentences."""
+    baseline, *others = outcomes
+    judged, steps = baseline.runs[0].target.metric, baseline.runs[0].header["steps"]
+    lines = []
+    for outcome in others:
+        level = steps_to_level(outcome, baseline, judged)
+        loss = steps_to_level(outcome, baseline, "loss")
+        lines.append(
+            f"- **{outcome.title}** {_verdict(level, steps)}: it is at {baseline.title}'s final {judged} at step "
+            f"{_steps(level)} of {steps}, and at its final training loss at step {_steps(loss)}. After {steps} steps its "
+            f"{judged} is {_spread(_ends(outcome, judged))}, against {_spread(_ends(baseline, judged))}."
+        )
+    return ["\n".join(lines)]
+
+
+def _verdict(level: Sequence[int | None], steps: int) -> str:
+    if any(step is None for step in level):
+        return "does not win with every seed"
+    worst = max(step for step in level if step is not None)
+    if 2 * worst <= steps:
+        return f"needs at most {worst / steps:.0%} of the steps with every seed"
+    return f"needs up to {worst / steps:.0%} of the steps, more than half"
+
+
+def _setting(study: Convergence, outcomes: Sequence[Outcome]) -> list[str]:
+    baseline, digital, *analog = outcomes
+    judged = baseline.runs[0].target.metric.removeprefix("test ")
+    lines = [f"Data: {line}." for line in data_lines([run for outcome in outcomes for run in outcome.runs])]
+    lines.append(
+        f"Tuning: trials of {study.steps} steps with seed 0, trained on nine tenths of the training examples and measured on "
+        f"the rest; the test split is not looked at. Rule: {RULE.format(metric=judged)}."
+    )
+    lines.append(
+        "Search: compass search from the recipe's defaults on one lattice for all (half decades for learning rate, damping, "
+        "clip and 1 − β₂, factors of two for 1 − β₁), until every neighbour of the best is worse."
+    )
+    lines.append(f"{digital.title} had {digital.tuned.trials} trials, {baseline.title} {baseline.tuned.trials}.")
+    if analog:
+        most = max(outcome.tuned.trials for outcome in analog)
+        lines.append(
+            "Thermodynamic K-FAC takes over the digital one's damping and clip and searches its learning rate alone, with at "
+            f"most {most} trials each."
+        )
+    lines.append(
+        f"Runs: the best of each, from scratch on all training data, seeds 1 to {study.seeds}; with one seed all optimizers "
+        "have the same start and the same batches."
+    )
+    return lines
+
+
+def _trials_csv(outcomes: Sequence[Outcome]) -> str:
+    """Every trial of the tuning."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    names = ["lr", "damping", "kl_clip", "momentum", "square_decay", "weight_decay"]
+    writer.writerow(["optimizer", *names, "ended", "held-out", "last training loss", "seconds"])
+    for outcome in outcomes:
+        for record in outcome.tuning:
+            choice, row = record.header["choice"], record.rows[-1]
+            value = row.get("metrics", {}).get(record.target.metric)
+            writer.writerow([outcome.title, *(choice.get(n) for n in names), record.ended, value, row["loss"], row["seconds"]])
+    return buffer.getvalue()
+
+
+def _plain(outcome: Outcome, baseline: Outcome) -> dict[str, Any]:  # Any: JSON values
+    judged = baseline.runs[0].target.metric
+    other = _loss_metric(baseline.runs[0])
+    predicted, unstated = _predicted(outcome)
+    return {
+        **outcome.tuned.to_json(),
+        "searched": list(outcome.searched),
+        "final": {judged: _finite(_ends(outcome, judged)), other: _finite(_ends(outcome, other))},
+        "steps_to_baseline": {m: steps_to_level(outcome, baseline, m) for m in (judged, "loss")},
+        "seconds_here": _seconds(outcome),
+        "predicted_seconds": predicted,
+        "predicted_is_lower_bound": unstated,
+        "work": [run.measured[-1].get("work") for run in outcome.runs][:1],
+    }
+
+
+def _finite(values: Sequence[float]) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values]

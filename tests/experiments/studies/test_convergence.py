@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from heatbath.experiments import Choice, Experiment, Hyper, Record
+from heatbath.experiments.data import Dataset, Source
+from heatbath.experiments.studies import Convergence, Outcome, convergence_page
+from heatbath.experiments.studies.convergence import BASELINE_AXES, DIGITAL_AXES
+from heatbath.experiments.studies.convergence_page import steps_to_level
+from heatbath.experiments.tuned import Tuned, score
+from tests.experiments import tasks
+
+STUDY = Convergence(tasks.experiment, steps=6, seeds=2, bits=(10,), eval_every=2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("study")
+
+
+@pytest.fixture(scope="module")
+def outcomes(folder: Path) -> list[Outcome]:
+    return STUDY.run(folder)
+
+
+@pytest.mark.slow
+def test_the_baseline_has_no_fewer_trials_than_anything_else(outcomes: list[Outcome]) -> None:
+    baseline, digital, *analog = outcomes
+    assert (baseline.tuned.choice.optimizer, baseline.searched) == ("adamw", BASELINE_AXES)
+    assert (digital.tuned.choice.solver, digital.searched) == ("cholesky", DIGITAL_AXES)
+    assert [one.tuned.choice.solver for one in analog] == ["thermodynamic-inverse", "thermodynamic-solve"]
+    assert all(baseline.tuned.trials >= one.tuned.trials == len(one.tuning) for one in outcomes)
+
+
+@pytest.mark.slow
+def test_thermodynamic_solvers_share_damping_and_clip_of_the_digital_one(outcomes: list[Outcome]) -> None:
+    _, digital, *analog = outcomes
+    for one in analog:
+        assert replace(one.tuned.choice.hyper, lr=1.0) == replace(digital.tuned.choice.hyper, lr=1.0)
+
+
+@pytest.mark.slow
+def test_the_best_trial_is_run_anew_on_all_training_data_with_shared_starts(outcomes: list[Outcome]) -> None:
+    for one in outcomes:
+        best = min(one.tuning, key=score)
+        assert best.header["choice"] == one.tuned.choice.to_json()
+        assert {trial.header["seed"] for trial in one.tuning} == {0}
+        assert [run.header["seed"] for run in one.runs] == [1, 2]
+        assert all(run.header["choice"] == best.header["choice"] for run in one.runs)
+        assert [run.header["dataset"]["train"] for run in one.runs] == [96, 96]
+    for seed in range(2):
+        assert len({one.runs[seed].rows[0]["loss"] for one in outcomes}) == 1
+
+
+@pytest.mark.slow
+def test_a_study_run_again_repeats_nothing_and_a_lost_trial_is_made_anew(folder: Path, outcomes: list[Outcome]) -> None:
+    fresh: list[str] = []
+
+    def watch(trial: object, record: Record, new: bool) -> None:
+        fresh.extend([record.name] if new else [])
+
+    assert STUDY.run(folder, watch=watch) == outcomes
+    assert fresh == []
+    (folder / "run-adamw-seed2.jsonl").unlink()
+    again = STUDY.run(folder, watch=watch)
+    assert fresh == ["run-adamw-seed2"]
+    assert [one.tuned for one in again] == [one.tuned for one in outcomes]
+
+
+@pytest.mark.slow
+def test_the_page_holds_what_the_records_hold(outcomes: list[Outcome], tmp_path: Path) -> None:
+    page = convergence_page(STUDY, outcomes).write(tmp_path / "page")
+    names = {path.name for path in page.parent.iterdir()}
+    assert names == {"README.md", "result.json", "trials.csv", "loss.csv", "loss.svg", "test-accuracy.csv", "test-accuracy.svg"}
+    text, result = page.read_text(), json.loads((page.parent / "result.json").read_text())
+    assert f"AdamW {outcomes[0].tuned.trials}." in text
+    for one, plain in zip(outcomes, result["outcomes"], strict=True):
+        assert one.title in text
+        assert plain["final"]["test accuracy"] == [run.rows[-1]["metrics"]["test accuracy"] for run in one.runs]
+    rows = list(csv.DictReader(io.StringIO((page.parent / "trials.csv").read_text())))
+    assert len(rows) == sum(one.tuned.trials for one in outcomes)
+    curve = list(csv.DictReader(io.StringIO((page.parent / "test-accuracy.csv").read_text())))
+    ends = [run.rows[-1]["metrics"]["test accuracy"] for run in outcomes[0].runs]
+    last = [row for row in curve if row["run"] == "AdamW"][-1]
+    assert (int(last["step"]), float(last["mean test accuracy"])) == (6, pytest.approx(sum(ends) / 2, rel=1e-5))
+
+
+def run(accuracies: Sequence[float], losses: Sequence[float]) -> Record:
+    rows = [{"step": i, "loss": losses[i], "seconds": 0.0} for i in range(len(losses))]
+    for i, value in enumerate(accuracies):
+        rows[5 * i]["metrics"] = {"test accuracy": value}  # type: ignore[assignment]
+    return Record(Path("x"), {"target": {"metric": "test accuracy", "value": 0.9, "higher": True}}, rows)
+
+
+def outcome(*runs: Record) -> Outcome:
+    return Outcome(Tuned(Choice("adamw", Hyper(lr=1.0)), 1.0, 1, 0, (), "x"), ("lr",), [], runs)
+
+
+def test_steps_to_the_baselines_end_are_counted_per_seed() -> None:
+    flat = [1.0] * 16
+    baseline = outcome(run([0.1, 0.5, 0.6, 0.8], flat), run([0.1, 0.5, 0.6, 0.7], flat))
+    faster = outcome(run([0.1, 0.7, 0.85, 0.9], flat), run([0.1, 0.2, 0.3, 0.69], flat))
+    assert steps_to_level(faster, baseline, "test accuracy") == [10, None]
+    assert steps_to_level(baseline, baseline, "test accuracy") == [15, 15]
+
+
+def test_the_training_loss_is_averaged_over_five_steps_and_the_start_is_left_out() -> None:
+    accuracies = [0.1, 0.5, 0.6, 0.8]
+    baseline = outcome(run(accuracies, [9.0] + [4.0] * 15))
+    spiky = outcome(run(accuracies, [0.0, 9, 9, 9, 0, 9, 9, 9, 2, 2, 2, 2, 2, 2, 2, 2]))
+    # means over steps 1–5 to 8–12: 7.2, 7.2, 7.2, 5.8, 5.8, 4.8, 3.4, ...
+    assert steps_to_level(spiky, baseline, "loss") == [11]
+
+
+def test_a_study_without_steps_or_seeds_is_refused() -> None:
+    for steps, seeds in ((0, 1), (1, 0)):
+        with pytest.raises(ValueError, match=f"at least 1 step and 1 seed, got {steps} and {seeds}"):
+            Convergence(tasks.experiment, steps=steps, seeds=seeds)
+
+
+class Untouched:
+    """A test split whose examples must not be read while hyper-parameters are chosen."""
+
+    def __init__(self, split: Dataset) -> None:
+        self.split = split.test
+        self.reads: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        self.reads.append("read")
+        return self.split.batch(indices)
+
+    def to(self, device: torch.device) -> Untouched:
+        return self
+
+
+GUARD = Untouched(tasks.blobs())
+
+
+def guarded() -> Experiment:
+    whole = tasks.blobs()
+    return tasks.experiment(source=Source("blobs", "", lambda: Dataset("blobs", "made here", whole.train, GUARD)))
+
+
+@pytest.mark.slow
+def test_the_test_split_is_read_by_the_final_runs_alone(tmp_path: Path) -> None:
+    reads: dict[str, int] = {}
+
+    def watch(trial: object, record: Record, new: bool) -> None:
+        reads[record.name] = len(GUARD.reads)
+        GUARD.reads.clear()
+
+    Convergence(guarded, steps=2, seeds=1, bits=(10,)).run(tmp_path, watch=watch)
+    assert {name for name, count in reads.items() if count} == {name for name in reads if name.startswith("run-")}
+
+
+def test_a_page_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    from heatbath.experiments.studies import Page
+
+    (tmp_path / "file").write_text("")
+    page = Page("x", [], [], {}, [], {}, {})
+    with pytest.raises(OSError, match=r"cannot write the page in .*choose another with --out"):
+        page.write(tmp_path / "file" / "folder")
