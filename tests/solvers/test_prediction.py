@@ -87,6 +87,10 @@ def test_write_noise_and_stochastic_rounding_add_to_it() -> None:
     assert entry_error(both) == pytest.approx(math.hypot(step, 0.01, 0.02))
 
 
+def rms(x: Tensor) -> float:
+    return x.square().mean().sqrt().item()
+
+
 def test_gain_mismatch_errs_in_proportion_to_the_entries() -> None:
     matrix = spd(200, n=32, condition=10.0)  # entries far below full scale off the diagonal
     root = matrix.diagonal(dim1=-2, dim2=-1).rsqrt()
@@ -96,8 +100,8 @@ def test_gain_mismatch_errs_in_proportion_to_the_entries() -> None:
     value = solver.solve(solver.prepare(Dense(matrix))[0], rhs).value
     truth = solved(matrix, rhs)
     error = rms((value - truth).norm(dim=-1) / truth.norm(dim=-1))
-    predicted = predict(machine, torch.linalg.eigvalsh(matrix), LONG, 1.0).rounding
-    assert 0.6 < error / rms(predicted) < 1.6  # the largest entries lie on the diagonal, and not anywhere
+    budget = predict(machine, torch.linalg.eigvalsh(matrix), LONG, 1.0).rounding
+    assert 0.6 < error / rms(budget) < 1.6  # the largest entries lie on the diagonal, and not anywhere
 
 
 def test_noise() -> None:

@@ -98,7 +98,7 @@ def band_curves(groups: Sequence[tuple[str, Sequence[Record]]], axis: Axis) -> F
         groups: titles, and runs that were measured at the same steps.
         axis: what is shown; `against` is not used.
     """
-    with _style():
+    with style():
         figure = Figure(figsize=(6.8, 4.2), layout="constrained")
         axes = figure.add_subplot()
         for i, (title, records) in enumerate(groups):
