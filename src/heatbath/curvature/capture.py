@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
@@ -94,7 +93,7 @@ class Capture:
         self.token = next(_tokens)
         compiled.register(self.token, self)
         self._sink = weakref.WeakMethod(sink)
-        self._leaves = {id(site): [get_gradient_edge(p).node for p in site.held.values()] for site in self.sites}
+        self._leaves = {id(site): site.leaves() for site in self.sites}
 
     def detach(self) -> None:
         """Remove the hooks."""
@@ -228,6 +227,8 @@ def _hang(capture: Capture, site: Site, module: nn.Module, args: Any, kwargs: An
     """The eager way."""
     if not _is_as_found(site):
         return
+    if site.is_sharded():  # what stands in for its parameters differs from pass to pass
+        capture._leaves[id(site)] = site.leaves()
     target = site.rule.outputs(module, output)
     random = capture._random.pop(id(module), None)
     call = Call(_detached(args), _detached(kwargs), None, module.training, random)

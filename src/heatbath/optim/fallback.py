@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from heatbath.curvature import piece
 from heatbath.optim.packing import strided
 
 
@@ -36,10 +37,10 @@ def fallback_step(parameters: Sequence[Tensor], state: dict[Any, Any], group: di
     if group["l2"]:
         gradients = list(torch._foreach_add(gradients, with_grad, alpha=group["l2"]))
     adamw(
-        list(with_grad),
-        gradients,
-        [state[p]["exp_avg"] for p in with_grad],
-        [state[p]["exp_avg_sq"] for p in with_grad],
+        [piece(p) for p in with_grad],
+        [piece(g) for g in gradients],
+        [piece(state[p]["exp_avg"]) for p in with_grad],
+        [piece(state[p]["exp_avg_sq"]) for p in with_grad],
         [],
         [state[p]["step"] for p in with_grad],
         fused=True,
