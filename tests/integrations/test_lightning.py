@@ -65,14 +65,15 @@ def classifier() -> Classifier:
 )
 def test_the_trainer_lowers_the_loss_and_its_schedule_the_rate(options, tmp_path: Path):
     model = classifier()
-    run = trainer(tmp_path, max_epochs=4, **options)
+    parts = options.get("accumulate_grad_batches", 1)
+    run = trainer(tmp_path, max_epochs=4 * parts, **options)
     run.fit(model, loader())
-    updates = len(model.losses) // options.get("accumulate_grad_batches", 1)
+    updates = len(model.losses) // parts
     optimizer = run.optimizers[0]
     assert isinstance(optimizer, hb.KFAC)
     assert optimizer.steps == updates
     assert optimizer.report()["refreshes"] > 0
-    assert sum(model.losses[-4:]) < 0.8 * sum(model.losses[:4])
+    assert max(model.losses[-4:]) < min(model.losses[:4])  # of every batch of the last epoch, and of the first
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5 ** (updates // 4))
 
 
