@@ -17,6 +17,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 pytestmark = pytest.mark.slow
 VOCABULARY, LENGTH = 13, 8
 SMALL = {"attn_implementation": "eager", "vocab_size": VOCABULARY}
+OPTIONS = {"plain": {}, "bf16": {"bf16": True}, "accumulating": {"gradient_accumulation_steps": 2}}
 
 
 class Counting(Dataset):
@@ -31,7 +32,9 @@ class Counting(Dataset):
 
 
 def gpt() -> nn.Module:
-    config = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=LENGTH, bos_token_id=0, eos_token_id=0, **SMALL)
+    config = transformers.GPT2Config(
+        n_embd=16, n_layer=2, n_head=2, n_positions=LENGTH, bos_token_id=0, eos_token_id=0, **SMALL
+    )
     return transformers.GPT2LMHeadModel(config)
 
 
@@ -65,7 +68,9 @@ def losses(trainer: transformers.Trainer) -> list[float]:
 
 
 @pytest.mark.parametrize("make", [gpt, bert])
-@pytest.mark.parametrize("options", [{}, {"bf16": True}, {"gradient_accumulation_steps": 2}], ids=["plain", "bf16", "accumulating"])
+@pytest.mark.parametrize(
+    "options", [{}, {"bf16": True}, {"gradient_accumulation_steps": 2}], ids=["plain", "bf16", "accumulating"]
+)
 def test_the_trainer_lowers_the_loss_and_its_schedule_the_rate(make, options, tmp_path: Path):
     trainer, optimizer = start(make, tmp_path, max_steps=16, save_strategy="no", **options)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
