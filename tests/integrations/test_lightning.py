@@ -77,10 +77,19 @@ def test_the_trainer_lowers_the_loss_and_its_schedule_the_rate(options, tmp_path
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5 ** (updates // 4))
 
 
-def test_accumulated_batches_are_one_batch(tmp_path: Path):
+class Whole(Classifier):
+    """The optimizer is given the LightningModule, whose own forward is never called."""
+
+    def configure_optimizers(self) -> hb.KFAC:
+        return hb.KFAC(self, lr=0.1, damping=1e-2)
+
+
+@pytest.mark.parametrize("kind", [Classifier, Whole])
+def test_accumulated_batches_are_one_batch(kind, tmp_path: Path):
     ends = []
     for size, parts in ((16, 1), (8, 2)):
-        model = classifier()
+        torch.manual_seed(0)
+        model = kind()
         data = DataLoader(loader().dataset, batch_size=size)
         trainer(tmp_path, max_epochs=1, accumulate_grad_batches=parts).fit(model, data)
         ends.append([p.detach() for p in model.parameters()])
