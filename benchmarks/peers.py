@@ -55,7 +55,7 @@ def kind(verdict: str) -> str:
 
 def text(cell: Record) -> str:
     """A cell in a few characters."""
-    return cell["verdict"] if cell["number"] is None else f"{cell['verdict']} {cell['number']:.0e}"
+    return f"{cell['verdict']} {cell['number']:.0e}" if cell["number"] else cell["verdict"]
 
 
 def alone(peer: type[Adapter], title: str) -> Cell:
@@ -141,8 +141,8 @@ def page(record: Record) -> str:
 
 What other curvature optimizers for PyTorch do in everyday situations, and what heatbath does. Measured on {record["date"]} with
 PyTorch {packages["torch"]} on a CPU by `python benchmarks/peers.py --write`; nothing here is written by hand. **Bold** is a
-defect: an error, a wrong number, a parameter left behind. A number is a relative error, and right means below
-{record["tolerance"]:.0e}.
+defect: an error, a wrong number, a parameter left behind. A number is a relative error, none where it is 0, and right means
+below {record["tolerance"]}.
 
 {lines}
 
@@ -161,7 +161,7 @@ How each line is judged:
 
 Some errors go away when the layer is left to another optimizer: kfac-pytorch's `skip_layers`, ASDL's `ignore_modules`, SINGD's
 `params`. A two-process result of kfac-pytorch differs for the same reason as its first line: its output factors depend on the
-number of examples per process.
+number of examples per process. ASDL joins processes on GPUs only, and everything here ran on a CPU.
 
 Settings, where not the defaults:
 

@@ -29,6 +29,8 @@ import torch.nn.functional as F
 from peers_adapters import LR, Adapter, Batch, Forward, call
 from peers_networks import Net, batch, checkpointed, in_place, mlp, plain, seeded
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 CYCLE = 10
 TOLERANCE = 1e-3  # float32 somewhere inside (kfac-pytorch's eigenbases, SOAP) gives 1e-5; the defects start at 1e-2
@@ -115,7 +117,8 @@ def one_channel(layer: nn.Module, x: Tensor, axis: int, channel: int, weight: Te
 
 
 def flat(model: nn.Module) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
+    whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
+    return torch.cat([p.detach().flatten() for p in whole])
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
@@ -288,12 +291,30 @@ def restored(file: io.BytesIO) -> tuple[dict[str, Any], str]:
 # --- two processes --------------------------------------------------------------------------------------------------------
 
 
-def parallel(peer: type[Adapter], *, wrapped: bool) -> Cell:
+Join = Callable[[type[Adapter], Net], Adapter]
+
+
+def by_wrapper(peer: type[Adapter], model: Net) -> Adapter:
+    """Under DistributedDataParallel."""
+    return peer.distributed(model)
+
+
+def by_itself(peer: type[Adapter], model: Net) -> Adapter:
+    """By what the library does for itself."""
+    return peer(model)
+
+
+def in_pieces(peer: type[Adapter], model: Net) -> Adapter:
+    """Each process holds a piece of every parameter (FSDP2)."""
+    return peer(fully_shard(model))
+
+
+def parallel(peer: type[Adapter], *, join: Join) -> Cell:
     """Two processes, half of each batch each, against one process with all of it."""
-    if not wrapped and peer.wraps:
+    if join is by_itself and peer.wraps:
         return Cell("not offered", None, "it is made for DistributedDataParallel")
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(rank_of_two, (peer, wrapped, folder), nprocs=2, start_method="fork")
+        mp.start_processes(rank_of_two, (peer, join, folder), nprocs=2, start_method="fork")
         found = [torch.load(Path(folder) / f"{rank}.pt") for rank in (0, 1)]
     for each in found:
         if isinstance(each, str):
@@ -303,7 +324,7 @@ def parallel(peer: type[Adapter], *, wrapped: bool) -> Cell:
     return measured(difference(found[0], update(peer)))
 
 
-def rank_of_two(rank: int, peer: type[Adapter], wrapped: bool, folder: str) -> None:
+def rank_of_two(rank: int, peer: type[Adapter], join: Join, folder: str) -> None:
     """One of the processes; leaves its update, or an error's first line, in a file."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
 
@@ -313,7 +334,7 @@ def rank_of_two(rank: int, peer: type[Adapter], wrapped: bool, folder: str) -> N
     mine: Tensor | str
     try:
         model = seeded(mlp, peer.dtype)
-        mine = moved(peer.distributed(model) if wrapped else peer(model), model, half)
+        mine = moved(join(peer, model), model, half)
     except Exception as error:
         mine = told(error)
     torch.save(mine, Path(folder) / f"{rank}.pt")

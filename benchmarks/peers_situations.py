@@ -56,8 +56,9 @@ SITUATIONS: dict[str, Situation] = {
     "no clip": judges.without_clip,
     ".grad after a step": judges.gradients_left,
     "checkpoint in mid-interval": judges.resumed,
-    "two processes, DDP": partial(judges.parallel, wrapped=True),
-    "two processes, no wrapper": partial(judges.parallel, wrapped=False),
+    "two processes, DDP": partial(judges.parallel, join=judges.by_wrapper),
+    "two processes, no wrapper": partial(judges.parallel, join=judges.by_itself),
+    "two processes, fully_shard": partial(judges.parallel, join=judges.in_pieces),
 }
 
 
