@@ -65,8 +65,8 @@ def data() -> Steps:
 def build(case: str, *, sharded: bool = False, seed: int = 0) -> tuple[nn.Module, KFAC]:
     model = fill(Net(), seed)
     if sharded:
-        fully_shard(model.part)
-        fully_shard(model)
+        for unit in (model.part, model.mix, model.last, model):
+            fully_shard(unit)
     options = dict(CASES[case])
     policy = replace(PLAIN, **options.pop("policy", {}))
     return model, KFAC(model, lr=0.1, damping=0.1, policy=policy, **options)

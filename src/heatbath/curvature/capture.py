@@ -86,6 +86,8 @@ class Capture:
         for index, site in enumerate(self.sites):
             place = torch.tensor(index)  # a tensor, so that blocks compiled one by one share their code
             for module in (site.module, *site.twins):
+                if site.is_sharded():
+                    self._handles.append(module.register_forward_pre_hook(partial(_note_leaves, self, site)))
                 if site.rule.draws(module):
                     self._handles.append(module.register_forward_pre_hook(partial(_note_random, self)))
                 note = partial(_note_call, self, site, place)
@@ -222,6 +224,12 @@ def _note_random(capture: Capture, module: nn.Module, args: tuple[Any, ...]) -> 
         capture._random[id(module)] = RandomState.now(next(module.parameters()).device)
 
 
+def _note_leaves(capture: Capture, site: Site, module: nn.Module, args: tuple[Any, ...]) -> None:  # Any: as above
+    """Note what stands in for parameters in pieces; after the call it may be gone already."""
+    if capture.enabled and torch.is_grad_enabled():
+        capture._leaves[id(site)] = site.leaves()
+
+
 def _note_call(
     capture: Capture, site: Site, place: Tensor, module: nn.Module, args: Any, kwargs: Any, output: Any
 ) -> Any:  # Any: modules take and return what they like
@@ -240,8 +248,6 @@ def _hang(capture: Capture, site: Site, module: nn.Module, args: Any, kwargs: An
     if not _is_as_found(site):
         return
     capture.begin_without()
-    if site.is_sharded():  # what stands in for its parameters differs from pass to pass
-        capture._leaves[id(site)] = site.leaves()
     target = site.rule.outputs(module, output)
     random = capture._random.pop(id(module), None)
     call = Call(_detached(args), _detached(kwargs), None, module.training, random)

@@ -44,7 +44,7 @@ class NaturalGradient(torch.optim.Optimizer):
     Use a constructor such as `KFAC`; this class is what they share.
 
     Args:
-        model: the model; its hooks are registered now, so build the optimizer before `torch.compile` or DDP wrap it.
+        model: the model; hooks are registered now, so build this before `torch.compile` or DDP wrap it, after `fully_shard`.
         groups: parameter groups; options they leave out are taken from `defaults`.
         defaults: every option, also for groups that are added later.
         solver: for damped blocks.
