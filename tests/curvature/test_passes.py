@@ -193,6 +193,32 @@ def test_a_submodule_called_alone_counts_its_own_rows():
     torch.testing.assert_close(left, gradient.mT @ gradient / 6, rtol=1e-12, atol=1e-14)
 
 
+class _Steps(nn.Module):
+    """Like a LightningModule: its own forward is never called, and one part is used twice in a pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(self.last(self.inner(self.inner(x).tanh()).tanh()), y)
+
+
+def test_without_a_forward_of_the_model_micro_batches_are_one_batch():
+    x, y = noise(8, 4), torch.arange(8) % 3
+    found = []
+    for parts in (1, 4):
+        model = fill(_Steps())
+        optimizer = optimizer_for(model)
+        for _ in range(2):
+            for micro in zip(x.chunk(parts), y.chunk(parts), strict=True):
+                (model.loss(*micro) / parts).backward()
+            held = {name: each.left.dense() for name, each in factors(optimizer).items()}  # this steps
+        found.append(held)
+    for name, left in found[0].items():
+        torch.testing.assert_close(found[1][name], left, rtol=1e-12, atol=1e-14)
+
+
 def test_sharing_is_checked_at_the_door():
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3))
     with pytest.raises(

@@ -26,6 +26,12 @@ from heatbath.curvature.likelihoods import Observation as Observation
 from heatbath.curvature.likelihoods import Poisson as Poisson
 from heatbath.curvature.reduction import Reduction as Reduction
 from heatbath.curvature.reduction import Sharing as Sharing
+from heatbath.curvature.sharding import check_sharding as check_sharding
+from heatbath.curvature.sharding import norms as norms
+from heatbath.curvature.sharding import own_pieces as own_pieces
+from heatbath.curvature.sharding import piece as piece
+from heatbath.curvature.sharding import share as share
+from heatbath.curvature.sharding import whole as whole
 from heatbath.curvature.sites import Site as Site
 from heatbath.curvature.sites import find_sites as find_sites
 from heatbath.curvature.squares import SquareSums as SquareSums

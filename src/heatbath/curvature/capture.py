@@ -4,7 +4,8 @@ A forward hook on each treated module notes what it was called with and hangs a 
 arrives there, the layer's rule turns both into rows and hands them to a sink. The hook sits on the output tensor, not on the
 module, so a first layer whose inputs need no gradient works (a full-backward hook would warn and miss it).
 
-How many terms the loss has is read from the model's first output whose gradient arrives, or from its inputs.
+How many terms the loss has is read from the model's first output whose gradient arrives, or from its inputs. Where the
+model's own forward is never called (a LightningModule whose training step calls its parts), layers count for themselves.
 
 A gradient counts only if the pass that brings it also computes the gradient of the site's parameters: `loss.backward()`
 does, the `autograd.grad(u, x)` of a physics-informed loss does not.
@@ -25,7 +26,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
@@ -64,6 +64,8 @@ class Capture:
     pull: int = 0
     token: int = -1
     _pulling: bool = False
+    _own: bool = False  # whether the model's own forward ran since the last step
+    _returned: bool = False  # whether a gradient came back since a pass began without it
     _sink: weakref.WeakMethod[Any] | None = None  # Any: a Sink
     _shapes: dict[int, Shape] = field(default_factory=dict)
     _random: dict[int, RandomState] = field(default_factory=dict)
@@ -84,6 +86,8 @@ class Capture:
         for index, site in enumerate(self.sites):
             place = torch.tensor(index)  # a tensor, so that blocks compiled one by one share their code
             for module in (site.module, *site.twins):
+                if site.is_sharded():
+                    self._handles.append(module.register_forward_pre_hook(partial(_note_leaves, self, site)))
                 if site.rule.draws(module):
                     self._handles.append(module.register_forward_pre_hook(partial(_note_random, self)))
                 note = partial(_note_call, self, site, place)
@@ -94,7 +98,7 @@ class Capture:
         self.token = next(_tokens)
         compiled.register(self.token, self)
         self._sink = weakref.WeakMethod(sink)
-        self._leaves = {id(site): [get_gradient_edge(p).node for p in site.held.values()] for site in self.sites}
+        self._leaves = {id(site): site.leaves() for site in self.sites}
 
     def detach(self) -> None:
         """Remove the hooks."""
@@ -123,8 +127,15 @@ class Capture:
     def begin(self, shape: Shape | None) -> None:
         """Note a forward pass whose first input has so many examples and positions."""
         self.passes += 1
+        self._own = True
         if shape is not None:
             self._shapes[self.passes] = shape
+
+    def begin_without(self) -> None:
+        """Note a call while the model's own forward is not used: a pass begins with the first one after a backward pass."""
+        if not self._own and self._returned:
+            self.passes += 1
+            self._returned = False
 
     def arrive(self, pass_number: int, shape: Shape, _: Any = None) -> None:  # Any: the gradient
         """Note that a gradient came to the output of a pass with so many examples and positions."""
@@ -135,6 +146,7 @@ class Capture:
         """Drop what was counted."""
         self.terms.clear()
         self._shapes.clear()
+        self._own = False
 
     @torch.no_grad()
     def deliver(self, site: Site, module: nn.Module, call: Call, pass_number: int, grad: Any) -> None:  # Any: one or several
@@ -144,6 +156,7 @@ class Capture:
             return
         if not self._pulling and pass_number not in self.terms and pass_number in self._shapes:
             self.terms[pass_number] = self._shapes[pass_number]
+        self._returned = True
         sink(site, pass_number, site.rule.rows(module, call, _detached(grad)))
 
     def _trains(self, site: Site) -> bool:
@@ -211,6 +224,12 @@ def _note_random(capture: Capture, module: nn.Module, args: tuple[Any, ...]) -> 
         capture._random[id(module)] = RandomState.now(next(module.parameters()).device)
 
 
+def _note_leaves(capture: Capture, site: Site, module: nn.Module, args: tuple[Any, ...]) -> None:  # Any: as above
+    """Note what stands in for parameters in pieces; after the call it may be gone already."""
+    if capture.enabled and torch.is_grad_enabled():
+        capture._leaves[id(site)] = site.leaves()
+
+
 def _note_call(
     capture: Capture, site: Site, place: Tensor, module: nn.Module, args: Any, kwargs: Any, output: Any
 ) -> Any:  # Any: modules take and return what they like
@@ -228,6 +247,7 @@ def _hang(capture: Capture, site: Site, module: nn.Module, args: Any, kwargs: An
     """The eager way."""
     if not _is_as_found(site):
         return
+    capture.begin_without()
     target = site.rule.outputs(module, output)
     random = capture._random.pop(id(module), None)
     call = Call(_detached(args), _detached(kwargs), None, module.training, random)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
+from heatbath.curvature.sharding import is_sharded, stands_for
 from heatbath.layers import Block, LayerRule, rule_for
 
 
@@ -37,7 +40,16 @@ class Site:
 
     def is_itself(self) -> bool:
         """Whether the module computes with these parameters now, not with others lent to it (`torch.func.functional_call`)."""
-        return all(_attribute(self.module, name) is parameter for name, parameter in self.held.items())
+        return all(stands_for(_attribute(self.module, name), parameter) for name, parameter in self.held.items())
+
+    def is_sharded(self) -> bool:
+        """Whether its parameters lie in pieces over processes."""
+        return any(is_sharded(parameter) for parameter in self.held.values())
+
+    def leaves(self) -> list[Any]:  # Any: nodes of the autograd graph
+        """Where gradients of its parameters are accumulated now; none while they lie in pieces."""
+        present = [_attribute(self.module, name) for name in self.held]
+        return [get_gradient_edge(p).node for p in present if isinstance(p, Tensor) and p.requires_grad and not is_sharded(p)]
 
 
 def find_sites(

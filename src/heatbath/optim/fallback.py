@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from heatbath.curvature import piece
 from heatbath.optim.packing import strided
 
 
@@ -58,10 +59,10 @@ def adam_step(
         state[p]["step"] = state[p]["step"].to(p.device)  # a no-op but for the first step and after loading
     beta1, beta2 = group["betas"]
     adamw(
-        list(parameters),
-        list(gradients),
-        [state[p]["exp_avg"] for p in parameters],
-        [state[p]["exp_avg_sq"] for p in parameters],
+        [piece(p) for p in parameters],
+        [piece(g) for g in gradients],
+        [piece(state[p]["exp_avg"]) for p in parameters],
+        [piece(state[p]["exp_avg_sq"]) for p in parameters],
         [],
         [state[p]["step"] for p in parameters],
         fused=True,

@@ -27,8 +27,8 @@ class KFAC(NaturalGradient):
     """Train every parameter of a model: layers with a curvature rule by K-FAC, the rest by AdamW.
 
     Use it in an ordinary loop: forward, `loss.backward()`, `opt.step()`, `opt.zero_grad()`. The loss is a mean over examples
-    unless `policy` says otherwise. Build it before `torch.compile` or DDP wraps the model. A step costs two products per layer
-    above the gradient; factors and inverses are renewed every few steps.
+    unless `policy` says otherwise. Build it before `torch.compile` or DDP wraps the model, after `fully_shard`. A step costs
+    two products per layer above the gradient; factors and inverses are renewed every few steps.
 
     The empirical Fisher is the default; sampled and exact ones need one line more, `opt.observe(outputs)` before the loss.
 

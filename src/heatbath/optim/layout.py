@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from heatbath.curvature import Sharing, Site, find_sites
+from heatbath.curvature import Sharing, Site, check_sharding, find_sites
 from heatbath.layers import rule_for
 from heatbath.optim.packing import Packing
 from heatbath.optim.policy import Policy
@@ -47,6 +47,11 @@ class Layout:
             ValueError: the policy shares positions in a way that cannot be.
         """
         check_sharing(model, policy)
+        if check_sharding(model) and (policy.fisher.observes or policy.quadratic is not None):
+            raise ValueError(
+                "the parameters lie in pieces over processes (fully_shard), where observed outputs cannot be pulled back: use "
+                "EmpiricalFisher or InputOnly, and no quadratic model"
+            )
         group_of = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
         sites = find_sites(model, policy.rules, policy.skip)
         sites = [site for site in sites if all(id(p) in group_of for p in site.parameters().values())]

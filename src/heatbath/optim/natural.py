@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heatbath.curvature import Capture, Reduction, Site, is_parallel, join_processes, update_average
+from heatbath.curvature import Capture, Reduction, Site, is_parallel, join_processes, own_pieces, piece, update_average
 from heatbath.layers import Rows
 from heatbath.operators import select
 from heatbath.optim.checkpoint import OWN, check_layout, rehearse, restore, save
@@ -44,7 +44,7 @@ class NaturalGradient(torch.optim.Optimizer):
     Use a constructor such as `KFAC`; this class is what they share.
 
     Args:
-        model: the model; its hooks are registered now, so build the optimizer before `torch.compile` or DDP wrap it.
+        model: the model; hooks are registered now, so build this before `torch.compile` or DDP wrap it, after `fully_shard`.
         groups: parameter groups; options they leave out are taken from `defaults`.
         defaults: every option, also for groups that are added later.
         solver: for damped blocks.
@@ -286,7 +286,7 @@ class NaturalGradient(torch.optim.Optimizer):
             self._forget()
             return False
         if scale.pending is not None:
-            torch._foreach_mul_([p.grad for p in parameters], scale.pending.reciprocal())
+            torch._foreach_mul_([piece(p.grad) for p in parameters], scale.pending.reciprocal())
         self._update_curvature(captured, scale.captured)
         return True
 
@@ -344,8 +344,8 @@ class NaturalGradient(torch.optim.Optimizer):
 
     def _move(self, moves: dict[int, Tensor], finite: Tensor) -> None:
         """Decoupled weight decay, then θ ← θ − lr·m for every treated parameter that has a gradient."""
-        for index, (parameters, values) in self.layout.packing.scatter(moves, self.layout.absent).items():
-            group = self.param_groups[index]
+        for index, found in self.layout.packing.scatter(moves, self.layout.absent).items():
+            group, (parameters, values) = self.param_groups[index], own_pieces(*found)
             if group["weight_decay"]:
                 wide = torch.promote_types(parameters[0].dtype, torch.float32)
                 torch._foreach_mul_(parameters, 1 - finite.to(wide) * (group["lr"] * group["weight_decay"]))

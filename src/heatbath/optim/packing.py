@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from heatbath.curvature import Site
+from heatbath.curvature import Site, whole
 from heatbath.optim.stacks import Place, Stack
 
 
@@ -109,7 +109,7 @@ class Packing:
                     view.zero_()
                     continue
                 views.append(view)
-                values.append(strided(w.parameter.grad))
+                values.append(whole(strided(w.parameter.grad)))
                 parameters.append(w)
         if views:
             torch._foreach_copy_(views, values)
@@ -118,7 +118,7 @@ class Packing:
         for group, factor in enumerate(l2):
             of_group = [(v, w.parameter) for v, w in zip(views, parameters, strict=True) if w.group == group]
             if factor and of_group:
-                torch._foreach_add_([v for v, _ in of_group], [p.to(v.dtype) for v, p in of_group], alpha=factor)
+                torch._foreach_add_([v for v, _ in of_group], [whole(p).to(v.dtype) for v, p in of_group], alpha=factor)
         return packed
 
     def _gather_irregular(self, odd: _Irregular, packed: Mapping[int, Tensor], l2: Sequence[float], *, empty: bool) -> None:
@@ -129,7 +129,7 @@ class Packing:
         for name, p in odd.site.parameters().items():
             if p.grad is not None and not empty:
                 factor = l2[odd.groups[name]]
-                grads[name] = p.grad + factor * p if factor else p.grad
+                grads[name] = whole(p.grad + factor * p if factor else p.grad)
         for (i, place), block in zip(odd.entries, odd.site.rule.pack(odd.site.module, grads), strict=True):
             packed[i][place.slice] = block.to(packed[i].dtype)
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from heatbath.curvature import piece, share
 from heatbath.optim.coverage import Coverage
 from heatbath.optim.kfac import damping_rule, fit_solver
 from heatbath.optim.natural import NaturalGradient
@@ -145,10 +146,10 @@ class Preconditioner:
             grads = {i: torch.where(proposal.finite, v * trust, proposal.grads[i]) for i, v in proposal.natural.items()}
             for parameters, values in natural.layout.packing.scatter(grads, natural.layout.absent).values():
                 for parameter, value in zip(parameters, values, strict=True):
-                    parameter.grad = value.clone(memory_format=torch.contiguous_format)
+                    parameter.grad = share(value.clone(memory_format=torch.contiguous_format), parameter)
         if scale.pending is not None:
             every = [p.grad for group in natural.param_groups for p in group["params"] if p.grad is not None]
-            torch._foreach_mul_(every, scale.pending)
+            torch._foreach_mul_([piece(g) for g in every], scale.pending)
         natural.finish_step()
         for group in new:
             natural.add_param_group({"params": group["params"]})

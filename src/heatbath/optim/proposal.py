@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from heatbath.curvature import norms
 from heatbath.optim.packing import Packing, strided
 from heatbath.optim.quadratic import Linearization, Minimum, minimize
 from heatbath.optim.stacks import Stack
@@ -54,8 +55,8 @@ class Proposal:
             rest: gradients of parameters without curvature.
         """
         products = [(v * grads[i]).sum() for i, v in natural.items()]
-        norms = [n.float() for n in torch._foreach_norm([strided(g) for g in rest])] if rest else []
-        finite = torch.isfinite(torch.stack([*products, *norms])).all()
+        sizes = [n.float() for n in norms([strided(g) for g in rest])]
+        finite = torch.isfinite(torch.stack([*products, *sizes])).all()
         return Proposal(stacks, groups, grads, natural, products, finite)
 
     def reach(self, i: int) -> float | Tensor:
@@ -136,8 +137,7 @@ def objective(evaluate: Callable[[], Tensor], groups: Sequence[dict[str, Any]]) 
     value = torch.as_tensor(evaluate()).detach()
     for group in groups:
         if group["l2"]:
-            norms = torch.stack(torch._foreach_norm(group["params"]))
-            value = value + 0.5 * group["l2"] * norms.square().sum()
+            value = value + 0.5 * group["l2"] * torch.stack(norms(group["params"])).square().sum()
     return value
 
 
