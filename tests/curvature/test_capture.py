@@ -264,8 +264,8 @@ def test_no_graph_outlives_the_backward_pass():
     assert optimizer.stacks
 
 
-def test_a_first_layer_whose_input_needs_no_gradient_is_seen_without_a_warning():
-    """Trap 6: a full-backward hook warns here and brings nothing."""
+def test_trap_6_a_first_layer_whose_input_needs_no_gradient_is_seen_without_a_warning():
+    """A full-backward hook warns here and brings nothing."""
     model = fill(nn.Linear(3, 2))
     optimizer = optimizer_for(model)
     with warnings.catch_warnings():

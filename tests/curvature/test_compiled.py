@@ -91,7 +91,7 @@ def compiled(backend: str, **options) -> Wrap:
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("model,data", [(Reused(), TOKENS), (deep(), POINTS)], ids=["reused", "deep"])
-def test_factors_of_a_compiled_model_are_those_of_the_model(backend, model, data):
+def test_trap_1_factors_of_a_compiled_model_are_those_of_the_model(backend, model, data):
     plain, compiled_ = run(model, data, lambda m: m), run(model, data, compiled(backend))
     assert [any(c["rows"] for *_, cs in step[:-1] for c in cs) for step in plain[0]] == [True, False, False, True, False]
     agree(plain, compiled_)

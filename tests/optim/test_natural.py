@@ -56,7 +56,7 @@ def test_a_learning_rate_schedule_scales_every_parameter_the_fallback_included()
     ],
     ids=["step", "cosine", "one cycle", "cyclic", "sequential"],
 )
-def test_schedules_of_torch_accept_it(make):
+def test_trap_5_schedules_of_torch_accept_it(make):
     model = network()
     optimizer = KFAC(model, lr=0.1)
     scheduler = make(optimizer)
@@ -68,7 +68,7 @@ def test_schedules_of_torch_accept_it(make):
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-def test_damping_and_momentum_are_read_from_the_groups():
+def test_trap_5_damping_and_momentum_are_read_from_the_groups():
     """A huge damping set between two steps makes the next refresh a small step; momentum set to 0 forgets the velocity."""
     model = network()
     optimizer = KFAC(model, lr=0.1, policy=PLAIN)

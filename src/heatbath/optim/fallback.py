@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from heatbath.optim.packing import strided
+from heatbath.optim.packing import local, strided
 
 
 def fallback_step(parameters: Sequence[Tensor], state: dict[Any, Any], group: dict[str, Any], finite: Tensor) -> None:
@@ -32,14 +32,15 @@ def fallback_step(parameters: Sequence[Tensor], state: dict[Any, Any], group: di
     for p in with_grad:
         state[p]["step"] = state[p]["step"].to(p.device)  # a no-op but for the first step and after loading
     beta1, beta2 = group["betas"]
-    gradients = [strided(p.grad) for p in with_grad if p.grad is not None]
+    values = [local(p) for p in with_grad]
+    gradients = [local(strided(p.grad)) for p in with_grad if p.grad is not None]
     if group["l2"]:
-        gradients = list(torch._foreach_add(gradients, with_grad, alpha=group["l2"]))
+        gradients = list(torch._foreach_add(gradients, values, alpha=group["l2"]))
     adamw(
-        list(with_grad),
+        values,
         gradients,
-        [state[p]["exp_avg"] for p in with_grad],
-        [state[p]["exp_avg_sq"] for p in with_grad],
+        [local(state[p]["exp_avg"]) for p in with_grad],
+        [local(state[p]["exp_avg_sq"]) for p in with_grad],
         [],
         [state[p]["step"] for p in with_grad],
         fused=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ class Layout:
     """Sites, their stacks, and everything that is found by the identity of a parameter.
 
     Parameters of sites that have no curvature yet (before the first capture, or never called as a module) are *strays*, which
-    AdamW trains meanwhile.
+    AdamW trains meanwhile. Sharded layers (FSDP2) are left to AdamW: their gradients come as parts, curvature needs them whole.
 
     Args:
         sites: modules treated by curvature.
@@ -50,6 +51,7 @@ class Layout:
         group_of = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
         sites = find_sites(model, policy.rules, policy.skip)
         sites = [site for site in sites if all(id(p) in group_of for p in site.parameters().values())]
+        sites = _whole(sites)
         stacks = build_stacks(sites, group_of, inputs_only=policy.fisher.inputs_only, max_dim=policy.max_dim)
         if old is not None:
             carry_over(old.stacks, stacks)
@@ -83,6 +85,17 @@ class Layout:
 
     def __getstate__(self) -> dict[str, Any]:  # Any: attributes
         return {"sites": self.sites, "stacks": self.stacks, "ready": self.ready}
+
+
+def _whole(sites: Sequence[Site]) -> list[Site]:
+    """Sites none of whose parameters is a DTensor; says which are left out."""
+    sharded = [site for site in sites if any(hasattr(p, "placements") for p in site.parameters().values())]
+    if sharded:
+        names = ", ".join(site.name or "the model" for site in sharded)
+        warnings.warn(
+            f"parameters of {names} are sharded (DTensor), and curvature needs whole layers: AdamW trains them", stacklevel=6
+        )
+    return [site for site in sites if site not in sharded]
 
 
 def check_sharing(model: nn.Module, policy: Policy) -> None:

@@ -2,10 +2,9 @@
 
     capture rows → average factors → damp → prepare a solver → solve for the natural gradient → trust → momentum → update
 
-with update θ ← θ − lr·m, m ← momentum·m + ν·F⁻¹g (Martens & Grosse 2015; KL clip ν of Ba et al. 2017). Which curvature, which
-solver, which damping and trust are values handed in, so K-FAC, its thermodynamic forms and its relatives differ in a
-constructor. This is the only file that knows how layers map to places in stacks. Nothing in `step` waits for a device,
-unless the solver, a GradScaler or the joining of processes does.
+with update θ ← θ − lr·m, m ← momentum·m + ν·F⁻¹g (Martens & Grosse 2015; KL clip ν of Ba et al. 2017). Curvature, solver,
+damping and trust are values handed in, so K-FAC, its thermodynamic forms and its relatives differ in a constructor. Nothing in
+`step` waits for a device, unless the solver, a GradScaler or the joining of processes does.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from heatbath.optim.fallback import fallback_step
 from heatbath.optim.layout import Layout
 from heatbath.optim.observing import Seen, passed_terms
 from heatbath.optim.options import complete_group
+from heatbath.optim.packing import local
 from heatbath.optim.policy import Policy
 from heatbath.optim.proposal import Proposal, objective
 from heatbath.optim.scaling import LossScale, loss_scale
@@ -286,7 +286,7 @@ class NaturalGradient(torch.optim.Optimizer):
             self._forget()
             return False
         if scale.pending is not None:
-            torch._foreach_mul_([p.grad for p in parameters], scale.pending.reciprocal())
+            torch._foreach_mul_([local(p.grad) for p in parameters], scale.pending.reciprocal())
         self._update_curvature(captured, scale.captured)
         return True
 

@@ -168,6 +168,18 @@ def strided(gradient: Tensor) -> Tensor:
     return gradient.to_dense() if gradient.layout is torch.sparse_coo else gradient
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a sharded tensor (DTensor), sharing its memory; any other tensor as it is."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
+
+
+def joined(tensor: Tensor) -> Tensor:
+    """The whole of a sharded tensor, for which processes talk to each other; any other tensor as it is."""
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole
+
+
 def _once(site: Site) -> bool:
     """Whether the parameters of each block fill it, number by number."""
     parameters = site.parameters()

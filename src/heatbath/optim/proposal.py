@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heatbath.optim.packing import Packing, strided
+from heatbath.optim.packing import Packing, joined, local, strided
 from heatbath.optim.quadratic import Linearization, Minimum, minimize
 from heatbath.optim.stacks import Stack
 
@@ -54,7 +54,9 @@ class Proposal:
             rest: gradients of parameters without curvature.
         """
         products = [(v * grads[i]).sum() for i, v in natural.items()]
-        norms = [n.float() for n in torch._foreach_norm([strided(g) for g in rest])] if rest else []
+        plain = [strided(g) for g in rest if local(g) is g]
+        norms = [n.float() for n in torch._foreach_norm(plain)] if plain else []
+        norms += [joined(g.norm()).float() for g in rest if local(g) is not g]
         finite = torch.isfinite(torch.stack([*products, *norms])).all()
         return Proposal(stacks, groups, grads, natural, products, finite)
 
@@ -136,7 +138,7 @@ def objective(evaluate: Callable[[], Tensor], groups: Sequence[dict[str, Any]]) 
     value = torch.as_tensor(evaluate()).detach()
     for group in groups:
         if group["l2"]:
-            norms = torch.stack(torch._foreach_norm(group["params"]))
+            norms = torch.stack([joined(p.norm()) for p in group["params"]])
             value = value + 0.5 * group["l2"] * norms.square().sum()
     return value
 
