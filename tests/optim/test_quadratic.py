@@ -66,6 +66,25 @@ def test_directions_are_pushed_forward_as_by_forward_mode(model, x):
     torch.testing.assert_close(linear.observation.as_outputs(pushed), truth, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["0", "2", "4"])
+def test_law_15_gauss_newton_products_are_hessian_products_in_each_block_of_a_piecewise_linear_network(name):
+    """Any number of examples: (1/D) (J d)ᵀ H (J d) = dᵀ ∇²L d for directions within one layer, away from kinks."""
+    model = fill(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), nn.LeakyReLU(0.3), nn.Linear(5, 3)))
+    x, target = noise(9, 4), torch.arange(9) % 3
+    outputs = model(x)
+    linear = linearize(outputs, Categorical().observe(outputs), list(model.parameters()))
+    layer = [model.get_submodule(name).weight, model.get_submodule(name).bias]
+    direction = [noise(*p.shape, seed=i) for i, p in enumerate(layer)]
+    with torch.enable_grad():
+        pushed = linear.push(layer, direction)
+    got = (pushed * linear.observation.hessian(pushed)).sum() / linear.observation.terms
+    slopes = torch.autograd.grad(F.cross_entropy(model(x), target), layer, create_graph=True)
+    along = sum((g * d).sum() for g, d in zip(slopes, direction, strict=True))
+    curved = torch.autograd.grad(along, layer)
+    truth = sum((g * d).sum() for g, d in zip(curved, direction, strict=True))
+    assert got.item() == pytest.approx(truth.item(), rel=1e-12)
+
+
 def test_parameters_that_do_not_matter_are_pushed_to_zero():
     model, idle = mlp(4, 3), nn.Linear(2, 2).double()
     outputs = model(noise(5, 4))
