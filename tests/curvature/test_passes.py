@@ -193,6 +193,31 @@ def test_a_submodule_called_alone_counts_its_own_rows():
     torch.testing.assert_close(left, gradient.mT @ gradient / 6, rtol=1e-12, atol=1e-14)
 
 
+def test_a_submodule_called_alone_twice_is_used_twice():
+    """Uses are positions: two calls on six examples are six terms, and twelve rows of inputs."""
+    model, x = mlp(4, 4, 2), noise(6, 4)
+    optimizer = optimizer_for(model)
+    model[0](model[0](x)).square().sum(1).mean().backward()
+    first = model[0](x).detach().requires_grad_()
+    second = model[0](first)
+    (back,) = torch.autograd.grad(second.square().sum(), first)
+    gamma = torch.cat((2 * second.detach(), back))
+    found = factors(optimizer)["0"]
+    torch.testing.assert_close(found.left.dense()[0], gamma.mT @ gamma / 6, rtol=1e-12, atol=1e-14)
+    a = torch.cat((torch.cat((x, first.detach())), torch.ones(12, 1).double()), 1)
+    torch.testing.assert_close(found.right.dense()[0], a.mT @ a / 12, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("reduction,terms", [(Reduction.EXAMPLES, 6), (Reduction.ROWS, 30)])
+def test_a_submodule_called_alone_counts_the_positions_that_it_reduces(reduction, terms):
+    model, x = mlp(4, 3, 2), noise(6, 5, 4)
+    optimizer = optimizer_for(model, reduction=reduction, sharing={"0": Sharing.REDUCE})
+    (model[0](x).square().sum() / terms).backward()
+    gamma = 2 * model[0](x).detach().sum(1)
+    left = factors(optimizer)["0"].left.dense()[0]
+    torch.testing.assert_close(left, gamma.mT @ gamma / terms, rtol=1e-12, atol=1e-14)
+
+
 def test_sharing_is_checked_at_the_door():
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3))
     with pytest.raises(
