@@ -36,8 +36,12 @@ def assert_same(a: list[Tensor], b: list[Tensor], tolerance: float = 1e-9) -> No
         torch.testing.assert_close(p, q, rtol=tolerance, atol=tolerance)
 
 
+# A clip that binds hides the length of a gradient, and no clip hides what the clip does with it.
+both_trusts = pytest.mark.parametrize("trust", [Unclipped(), KLClip(1e-3)], ids=["unclipped", "clipped"])
+
+
 @pytest.mark.parametrize("c", [0.1, 7.0])
-@pytest.mark.parametrize("trust", [Unclipped(), KLClip(1e-3)], ids=["unclipped", "clipped"])
+@both_trusts
 def test_a_scaled_loss_with_squared_damping_leaves_the_empirical_direction(c, trust):
     """The empirical Fisher is made of squared gradients: F → c²F. So with damping c²λ the direction is F⁻¹g → F⁻¹g/c, and with
     c·lr the trajectory is the same. The clip bounds lr² vᵀg → c² lr² vᵀg, so κ → c²κ."""
@@ -127,23 +131,25 @@ def test_permuting_channels_of_a_convolution_commutes_with_training():
     assert_same(list(plain.parameters()), list(renamed.parameters()))
 
 
-def test_sum_and_mean_agree():
+@both_trusts
+def test_sum_and_mean_agree(trust):
     """The curvature and the gradient of a summed loss are taken per example, so lr, damping and clip mean the same."""
-    mean = trained(F.cross_entropy, lr=0.05, damping=1e-2, weight_decay=0.1)
+    mean = trained(F.cross_entropy, lr=0.05, damping=1e-2, weight_decay=0.1, policy=Policy(trust=trust))
     total = trained(
         lambda y, t: F.cross_entropy(y, t, reduction="sum"),
         lr=0.05,
         damping=1e-2,
         weight_decay=0.1,
-        policy=Policy(reduction=Reduction.SUM),
+        policy=Policy(reduction=Reduction.SUM, trust=trust),
     )
     assert_same(mean, total)
 
 
-def test_sum_and_mean_agree_over_micro_batches_of_unequal_size():
+@both_trusts
+def test_sum_and_mean_agree_over_micro_batches_of_unequal_size(trust):
     whole, parts = mlp(), mlp()
-    one = KFAC(whole, lr=0.05, damping=1e-2)
-    many = KFAC(parts, lr=0.05, damping=1e-2, policy=Policy(reduction=Reduction.SUM))
+    one = KFAC(whole, lr=0.05, damping=1e-2, policy=Policy(trust=trust))
+    many = KFAC(parts, lr=0.05, damping=1e-2, policy=Policy(reduction=Reduction.SUM, trust=trust))
     for x, y in batches(15):
         one.zero_grad()
         many.zero_grad()
@@ -155,11 +161,13 @@ def test_sum_and_mean_agree_over_micro_batches_of_unequal_size():
     assert_same(list(whole.parameters()), list(parts.parameters()))
 
 
+@both_trusts
 @pytest.mark.parametrize("between", ["evaluation", "inspection"])
-def test_passes_without_a_backward_do_not_count_in_a_sum(between):
+def test_passes_without_a_backward_do_not_count_in_a_sum(between, trust):
     """An evaluation, or a forward pass that nobody differentiates, must not change how many examples a sum is over."""
     plain, other = mlp(), mlp()
-    optimizers = [KFAC(m, lr=0.05, damping=1e-2, policy=Policy(reduction=Reduction.SUM)) for m in (plain, other)]
+    policy = Policy(reduction=Reduction.SUM, trust=trust)
+    optimizers = [KFAC(m, lr=0.05, damping=1e-2, policy=policy) for m in (plain, other)]
     for x, y in batches(4):
         for model, optimizer in zip((plain, other), optimizers, strict=True):
             optimizer.zero_grad()
