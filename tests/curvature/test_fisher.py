@@ -26,7 +26,6 @@ from heatbath.curvature import (
     Sharing,
 )
 from heatbath.optim import KFAC
-from heatbath.work import Work, matmul
 from tests.curvature.truth import error, factors, fill, ggn_block, hessian_block
 from tests.laws import fresh, noise
 from tests.zoo import LAYERS, PLAIN
@@ -353,13 +352,6 @@ def test_observe_is_free_where_no_factors_are_due():
         outputs.square().mean().backward()
         optimizer.step()
     assert pulls == [3, 0, 0, 3, 0, 0, 3]
-
-
-def test_inputs_are_multiplied_once_however_many_vectors_are_pulled_back():
-    model, x = fill(nn.Linear(3, 2)), noise(7, 3)
-    optimizer = observer(model, ExactFisher(Gaussian()))
-    optimizer.observe(model(x))
-    assert optimizer.work == Work.of(matmul(4, 7, 4)) + Work.of(matmul(2, 7, 2), 2)
 
 
 def test_observe_does_nothing_without_gradients():

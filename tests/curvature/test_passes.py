@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from heatbath.curvature import Categorical, ExactFisher, Reduction, Sharing
+from heatbath.curvature import Categorical, ExactFisher, Gaussian, Reduction, Sharing
 from heatbath.optim import KFAC, Policy
+from heatbath.work import Work, matmul
 from tests.curvature.test_fisher import mlp, observer
 from tests.curvature.truth import error, factors, fill, optimizer_for
 from tests.laws import noise
@@ -180,6 +181,13 @@ def test_tokens_are_counted_by_the_loss_also_in_layers_that_see_fewer_rows():
     gamma = model(x).detach().cos().sum(1)  # of the sum over a sequence, at the summary
     left = factors(optimizer)["summary"].left.dense()[0]
     torch.testing.assert_close(left, gamma.mT @ gamma / 20, rtol=1e-12, atol=1e-14)
+
+
+def test_inputs_are_multiplied_once_however_many_vectors_are_pulled_back():
+    model, x = fill(nn.Linear(3, 2)), noise(7, 3)
+    optimizer = KFAC(model, policy=replace(PLAIN, fisher=ExactFisher(Gaussian())))
+    optimizer.observe(model(x))
+    assert optimizer.work == Work.of(matmul(4, 7, 4)) + Work.of(matmul(2, 7, 2), 2)
 
 
 def test_a_submodule_called_alone_counts_its_own_rows():
