@@ -279,6 +279,17 @@ def test_the_predicted_reduction_is_the_actual_one_on_a_quadratic(quadratic, l2)
         torch.testing.assert_close(before - objective().detach(), predicted, rtol=1e-10, atol=1e-13)
 
 
+def test_adaptation_adds_the_penalty_that_gradients_include_to_the_loss_it_is_given():
+    """A quadratic, λ next to nothing: ρ = 1 to a thousandth, so λ stays. Without the penalty, or with twice of it, it would not."""
+    x, y, model = noise(30, 4), noise(30, 2, seed=2), fill(nn.Linear(4, 2))
+    rule = LevenbergMarquardt(every=1, low=0.999, high=1.001)
+    policy = replace(PLAIN, quadratic=MSE, fisher=ExactFisher(Gaussian()), l2=0.5, adapt=rule)
+    optimizer = KFAC(model, lr=1.0, damping=1e-6, policy=policy)
+    F.mse_loss(optimizer.observe(model(x)), y).backward()
+    optimizer.step(evaluate=lambda: F.mse_loss(model(x), y))
+    assert [float(group["damping"]) for group in optimizer.param_groups] == pytest.approx([1e-6], rel=1e-6)
+
+
 def test_the_rule_by_hand():
     rule = LevenbergMarquardt(every=3, decay=0.5, smallest=0.1, largest=10.0)
     ratios = torch.tensor([0.9, 0.5, 0.1, -1.0, float("nan")])
