@@ -280,7 +280,7 @@ def test_the_predicted_reduction_is_the_actual_one_on_a_quadratic(quadratic, l2)
 
 
 def test_adaptation_adds_the_penalty_that_gradients_include_to_the_loss_it_is_given():
-    """A quadratic, λ next to nothing: ρ = 1 to a thousandth, so λ stays. Without the penalty, or with twice of it, it would not."""
+    """A quadratic and next to no damping: ρ = 1 to a thousandth, so λ stays. Without the penalty it would not."""
     x, y, model = noise(30, 4), noise(30, 2, seed=2), fill(nn.Linear(4, 2))
     rule = LevenbergMarquardt(every=1, low=0.999, high=1.001)
     policy = replace(PLAIN, quadratic=MSE, fisher=ExactFisher(Gaussian()), l2=0.5, adapt=rule)
