@@ -4,8 +4,9 @@ VENV   := .venv
 PYTHON := $(VENV)/bin/python
 STAMP  := $(VENV)/.heatbath
 ARGS   ?=
+ROOMS  := layers curvature optim solvers operators
 
-.PHONY: demo test quick check format setup clean
+.PHONY: demo test quick coverage check format setup clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)  ## train one network three ways and compare
@@ -16,6 +17,12 @@ test: $(STAMP)  ## every test, on two cores
 
 quick: $(STAMP)  ## every test but the slow ones
 	$(PYTHON) -m pytest -n 2 -m "not slow" $(ARGS)
+
+coverage: $(STAMP)  ## lines and branches of the rooms that compute, by all of their tests
+	$(PYTHON) -m coverage erase
+	$(PYTHON) -m coverage run -m pytest -q $(ROOMS:%=tests/%) tests/test_laws.py $(ARGS)
+	$(PYTHON) -m coverage combine -q
+	$(PYTHON) -m coverage report -m --skip-covered --include="$$(echo $(ROOMS:%=src/heatbath/%/*) | tr ' ' ',')"
 
 check: $(STAMP)  ## lint, format, types, import contracts
 	$(VENV)/bin/ruff check .

@@ -15,6 +15,7 @@ from heatbath.curvature import find_sites
 from heatbath.layers import default_rules
 from tests.curvature.truth import factors, fill, optimizer_for
 from tests.laws import noise
+from tests.zoo import LAYERS
 
 both_bias = pytest.mark.parametrize("bias", [True, False], ids=["joint bias", "no bias"])
 ROUNDING = {"rtol": 1e-12, "atol": 1e-14}
@@ -241,6 +242,41 @@ def test_a_model_that_is_checkpointed_as_a_whole_is_one_pass(use_reentrant):
         torch.testing.assert_close(found[name].dense(), block.dense(), **ROUNDING)
 
 
+class Overwritten(nn.Module):
+    """A layer and an activation, which overwrites the layer's output or does not."""
+
+    def __init__(self, layer: nn.Module, in_place: bool) -> None:
+        super().__init__()
+        self.layer, self.activation = layer, nn.LeakyReLU(0.3, inplace=in_place)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.layer(x))
+
+
+BATCHED = {name: (row, row.batch(4)) for name, row in LAYERS.items()}
+ALONE = {
+    f"one {name}": (row, row.batch(1)[0])
+    for name, row in LAYERS.items()
+    if any(k in name for k in ("conv", "att", "rnn", "lstm"))
+}
+
+
+@pytest.mark.parametrize("row,x", [*BATCHED.values(), *ALONE.values()], ids=[*BATCHED, *ALONE])
+def test_outputs_that_are_overwritten_are_seen_as_they_were(row, x):
+    """Also where an output is a view of what autograd knows, which then leaves the graph with every hook on it."""
+    found = []
+    for in_place in (False, True):
+        model = Overwritten(row.model(), in_place)
+        optimizer = optimizer_for(model)
+        (model(x) * noise(*model(x).shape, seed=3)).sin().sum().backward()
+        found.append(factors(optimizer))
+        optimizer.capture.detach()
+    assert found[0].keys() == found[1].keys() != set()
+    for name, block in found[0].items():
+        torch.testing.assert_close(found[1][name].dense(), block.dense(), **ROUNDING)
+        assert block.dense().abs().max() > 0
+
+
 def test_no_graph_outlives_the_backward_pass():
     """Activations are free again once the user lets go of them: hooks must not tie a knot."""
     import gc
@@ -264,8 +300,8 @@ def test_no_graph_outlives_the_backward_pass():
     assert optimizer.stacks
 
 
-def test_a_first_layer_whose_input_needs_no_gradient_is_seen_without_a_warning():
-    """Trap 6: a full-backward hook warns here and brings nothing."""
+def test_trap_6_a_first_layer_whose_input_needs_no_gradient_is_seen_without_a_warning():
+    """A full-backward hook warns here and brings nothing."""
     model = fill(nn.Linear(3, 2))
     optimizer = optimizer_for(model)
     with warnings.catch_warnings():

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatbath.curvature import Categorical, EmpiricalFisher, ExactFisher, Reduction
+from heatbath.curvature.compiled import arrive, begin, can_watch, watch
 from heatbath.optim import KFAC, Policy
 from tests.curvature.truth import fill
 from tests.laws import noise
@@ -91,7 +92,7 @@ def compiled(backend: str, **options) -> Wrap:
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("model,data", [(Reused(), TOKENS), (deep(), POINTS)], ids=["reused", "deep"])
-def test_factors_of_a_compiled_model_are_those_of_the_model(backend, model, data):
+def test_trap_1_factors_of_a_compiled_model_are_those_of_the_model(backend, model, data):
     plain, compiled_ = run(model, data, lambda m: m), run(model, data, compiled(backend))
     assert [any(c["rows"] for *_, cs in step[:-1] for c in cs) for step in plain[0]] == [True, False, False, True, False]
     agree(plain, compiled_)
@@ -154,6 +155,34 @@ def test_attention_breaks_the_graph_and_is_captured_all_the_same():
             return self.last(self.attend(x, x, x, need_weights=False)[0].mean(1))
 
     agree(run(Attention(), POINTS, lambda m: m), run(Attention(), POINTS, compiled("aot_eager")))
+
+
+def test_what_can_be_watched_inside_a_graph():
+    """Tensors in, one tensor out; the arguments of a pass go through an operator, the first that has a batch."""
+    x, table = noise(2, 3).requires_grad_(), torch.tensor(1.0)
+    assert can_watch((x, x), {}, x)
+    assert not can_watch((x, None), {}, x)
+    assert not can_watch((x,), {"mask": x}, x)
+    assert not can_watch((x,), {}, (x, x))
+    args, kwargs = begin((None, table, x), {"scale": x}, 10**9)
+    assert args[0] is None
+    assert args[1] is table
+    assert torch.equal(args[2], x)
+    assert args[2] is not x
+    assert kwargs["scale"] is x
+    args, kwargs = begin((None,), {"flag": True, "input": x}, 10**9)
+    assert torch.equal(kwargs["input"], x)
+    assert kwargs["input"] is not x
+    assert begin((None,), {"flag": True}, 10**9) is None
+
+
+def test_outputs_without_a_gradient_or_a_batch_are_not_watched():
+    x = noise(2, 3)
+    assert watch(x, [x], torch.tensor(0), 10**9) is None
+    assert arrive(x, 10**9) is None
+    assert arrive(x.requires_grad_().sum(), 10**9) is None
+    assert torch.equal(watch(x, [x], torch.tensor(0), 10**9), x)
+    assert torch.equal(arrive(x, 10**9), x)
 
 
 def test_a_capture_that_is_gone_is_not_missed():

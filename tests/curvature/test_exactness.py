@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, hessian
 
-from heatbath.curvature import Reduction, Sharing
+from heatbath.curvature import ExactFisher, Gaussian, Reduction, Sharing
+from heatbath.layers import default_rules, rule_for
 from heatbath.operators import Diagonal
+from heatbath.optim import KFAC
 from tests.curvature.truth import (
     capture,
     cross_entropy,
     error,
     exact,
+    factors,
     fill,
     ggn_block,
     hessian_block,
@@ -22,6 +27,7 @@ from tests.curvature.truth import (
     squared_error,
 )
 from tests.laws import noise
+from tests.zoo import PLAIN
 
 ROUNDING = 1e-13
 both_bias = pytest.mark.parametrize("bias", [True, False], ids=["joint bias", "no bias"])
@@ -91,6 +97,7 @@ def test_law_16_one_example_is_the_outer_product_of_its_gradient(bias):
 
 
 def test_law_9_a_joint_bias_is_a_homogeneous_coordinate():
+    """[W b] has the Hessian of a weight without bias on inputs with a 1 appended."""
     x, target = noise(6, 3), torch.tensor([0, 1, 0, 1, 1, 0])
     plain, wide = fill(nn.Linear(3, 2)), nn.Linear(4, 2, bias=False).double()
     wide.weight.data.copy_(torch.cat((plain.weight, plain.bias[:, None]), 1))
@@ -98,6 +105,8 @@ def test_law_9_a_joint_bias_is_a_homogeneous_coordinate():
     one = capture(plain, lambda: F.cross_entropy(plain(x), target))[""]
     other = capture(wide, lambda: F.cross_entropy(wide(lifted), target))[""]
     assert error(one.dense(), other.dense()) < ROUNDING
+    truth = hessian_block(wide, "", mean_squared_error(lifted, noise(6, 2, seed=1)))
+    assert error(exact(plain, x, squared_error)[""].dense()[0], truth) < ROUNDING
 
 
 # --- shared positions --------------------------------------------------------------------------------------------------
@@ -192,6 +201,46 @@ def _unfolded(x: Tensor, conv: nn.Conv2d) -> Tensor:
     return F.unfold(x, conv.kernel_size, dilation=conv.dilation, padding=amount, stride=conv.stride).mT
 
 
+def packed_hessian(module: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+    """Hessian of `MSELoss(mean)` over all outputs of one layer, features first, by `torch.func` and the layer itself:
+    `[P, O·I, O·I]`; entries between places are asserted to be zero."""
+    own = {name: p.detach() for name, p in module.named_parameters()}
+    sizes, shapes = [p.numel() for p in own.values()], [p.shape for p in own.values()]
+
+    def loss(flat: Tensor) -> Tensor:
+        parts = [v.reshape(shape) for v, shape in zip(flat.split(sizes), shapes, strict=True)]
+        return F.mse_loss(functional_call(module, dict(zip(own, parts, strict=True)), (x,)), target)
+
+    full = hessian(loss)(torch.cat([p.flatten() for p in own.values()]))
+    rule = rule_for(module, default_rules())
+    assert rule is not None
+    index = torch.arange(sum(sizes)).split(sizes)
+    (order,) = rule.pack(module, {n: i.reshape(shape) for n, i, shape in zip(own, index, shapes, strict=True)})
+    order = order.long().flatten(1)
+    for p, q in ((p, q) for p in range(len(order)) for q in range(len(order)) if p != q):
+        assert full[order[p]][:, order[q]].abs().max() == 0
+    return torch.stack([full[row][:, row] for row in order])
+
+
+def observed_squares(module: nn.Module, x: Tensor, dim: int):
+    """Exact factors for `MSELoss(mean)` through `observe`, outputs with their features moved from `dim` to the end."""
+    policy = replace(PLAIN, fisher=ExactFisher(Gaussian(), together=True), reduction=None)
+    optimizer = KFAC(module, lr=0.0, damping=1.0, momentum=0.0, policy=policy)
+    optimizer.observe(module(x).movedim(dim, -1)).mean().backward()
+    found = factors(optimizer)[""]
+    optimizer.capture.detach()
+    return found
+
+
+@both_bias
+@pytest.mark.parametrize("options", CONVS.values(), ids=CONVS.keys())
+def test_law_6_a_convolution_has_the_hessian_of_squared_errors(bias, options):
+    """Every position is a term of the loss and one layer is linear: law 4 with the patches as positions."""
+    conv, x = fill(nn.Conv2d(2, 3, bias=bias, **options)), noise(4, 2, 6, 5)
+    truth = packed_hessian(conv, x, noise(*conv(x).shape, seed=1))
+    assert error(observed_squares(conv, x, 1).dense(), truth) < ROUNDING
+
+
 @both_bias
 @pytest.mark.parametrize("options", CONVS.values(), ids=CONVS.keys())
 def test_law_6_a_convolution_is_a_linear_layer_on_its_patches(bias, options):
@@ -224,6 +273,19 @@ def test_law_7_a_grouped_convolution_is_a_linear_layer_for_each_group(bias):
     assert error(found.right.dense()[0], found.right.dense()[1]) > 0.05  # one averaged A would be wrong
 
 
+@both_bias
+@pytest.mark.parametrize("groups", [2, 4], ids=["grouped", "depthwise"])
+def test_law_7_a_grouped_convolution_has_the_hessian_of_squared_errors(bias, groups):
+    """Block by block, nothing between groups; one A averaged over groups is far off."""
+    conv, x = fill(nn.Conv2d(4, 8, (2, 3), groups=groups, bias=bias, padding=1)), noise(3, 4, 4, 5)
+    truth = packed_hessian(conv, x, noise(*conv(x).shape, seed=1))
+    found = observed_squares(conv, x, 1)
+    assert found.stack == (groups,)
+    assert error(found.dense(), truth) < ROUNDING
+    averaged = torch.stack([torch.kron(b, found.right.dense().mean(0)) for b in found.left.dense()])
+    assert error(averaged, truth) > 0.1
+
+
 def test_law_7_groups_do_not_see_one_another():
     """The gradient of one group's outputs has no entry in another group's block, so their blocks are all there is."""
     conv, x = fill(nn.Conv1d(4, 4, 2, groups=2)), noise(2, 4, 5)
@@ -244,6 +306,12 @@ def test_law_8_an_embedding_is_a_linear_layer_on_one_hot_vectors():
     assert isinstance(one.right, Diagonal)
     torch.testing.assert_close(one.right.diagonal[0], torch.tensor([2, 0, 3, 0, 1]).double() / 6, rtol=0, atol=1e-16)
     assert error(one.dense(), other.dense()) < ROUNDING
+
+
+def test_law_8_an_embedding_has_the_hessian_of_squared_errors():
+    tokens, table = torch.tensor([[0, 2, 2], [4, 2, 0]]), fill(nn.Embedding(5, 3))
+    truth = packed_hessian(table, tokens, noise(2, 3, 3))
+    assert error(observed_squares(table, tokens, -1).dense(), truth) < ROUNDING
 
 
 class _Reused(nn.Module):
@@ -294,9 +362,10 @@ class _Unrolled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = c = x.new_zeros(len(x), 2)
-        outputs = []
+        outputs, self.calls = [], []
         for t in range(x.shape[1]):
             p, q = self.ih(x[:, t]), self.hh(h)
+            self.calls.append({"ih": (x[:, t], p), "hh": (h, q)})
             if self.kind == "RNN":
                 h = (p + q).tanh()
             elif self.kind == "LSTM":
@@ -319,7 +388,11 @@ def test_law_18_a_recurrent_cell_is_linear_layers_whose_positions_are_times(kind
         {f"{side}.{part}": getattr(fused, f"{part}_{side}_l0") for side in ("ih", "hh") for part in ("weight", "bias")}
     )
     torch.testing.assert_close(fused(x)[0], unrolled(x), rtol=1e-12, atol=1e-12)
-    one = capture(fused, lambda: fused(x)[0].sin().sum((1, 2)).mean())
-    other = capture(unrolled, lambda: unrolled(x).sin().sum((1, 2)).mean())
-    assert error(one[""].dense(), other["ih"].dense()) < ROUNDING
-    assert error(one["[1]"].dense(), other["hh"].dense()) < ROUNDING
+    found = capture(fused, lambda: fused(x)[0].sin().sum((1, 2)).mean())
+    loss = unrolled(x).sin().sum((1, 2)).mean()
+    for name, side in (("", "ih"), ("[1]", "hh")):  # 4 examples, 5 times: 20 rows, 4 terms; gradients by autograd
+        inputs, outputs = zip(*(call[side] for call in unrolled.calls), strict=True)
+        a, g = torch.cat(inputs).detach(), torch.cat(torch.autograd.grad(loss, outputs, retain_graph=True))
+        a = torch.cat((a, torch.ones(20, 1, dtype=a.dtype)), 1)
+        truth = torch.kron(4 * g.mT @ g, a.mT @ a / 20)
+        assert error(found[name].dense()[0], truth) < ROUNDING

@@ -316,6 +316,7 @@ def test_observe_returns_its_outputs_and_touches_no_gradient(fisher):
     optimizer = observer(model, fisher)
     outputs = model(x)
     assert optimizer.observe(outputs) is outputs
+    assert fisher.observes == (len(list(fisher.vectors(Categorical().observe(outputs), None))) > 0)
     assert all(p.grad is None for p in model.parameters())
     F.cross_entropy(outputs, torch.zeros(6, dtype=torch.long)).backward()
     plain = copy.deepcopy(model)

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from heatbath.curvature import Categorical, ExactFisher, Reduction, Sharing
+from heatbath.curvature import Categorical, ExactFisher, Gaussian, Reduction, Sharing
 from heatbath.optim import KFAC, Policy
+from heatbath.work import Work, matmul
 from tests.curvature.test_fisher import mlp, observer
 from tests.curvature.truth import error, factors, fill, optimizer_for
 from tests.laws import noise
@@ -182,6 +183,13 @@ def test_tokens_are_counted_by_the_loss_also_in_layers_that_see_fewer_rows():
     torch.testing.assert_close(left, gamma.mT @ gamma / 20, rtol=1e-12, atol=1e-14)
 
 
+def test_inputs_are_multiplied_once_however_many_vectors_are_pulled_back():
+    model, x = fill(nn.Linear(3, 2)), noise(7, 3)
+    optimizer = KFAC(model, policy=replace(PLAIN, fisher=ExactFisher(Gaussian())))
+    optimizer.observe(model(x))
+    assert optimizer.work == Work.of(matmul(4, 7, 4)) + Work.of(matmul(2, 7, 2), 2)
+
+
 def test_a_submodule_called_alone_counts_its_own_rows():
     """The model's own forward is never called, as with encoders used apart."""
     model, x = mlp(4, 3, 2), noise(6, 4)
@@ -217,6 +225,31 @@ def test_without_a_forward_of_the_model_micro_batches_are_one_batch():
         found.append(held)
     for name, left in found[0].items():
         torch.testing.assert_close(found[1][name], left, rtol=1e-12, atol=1e-14)
+
+
+def test_a_submodule_called_alone_twice_is_used_twice():
+    """Uses are positions: two calls on six examples are six terms, and twelve rows of inputs."""
+    model, x = mlp(4, 4, 2), noise(6, 4)
+    optimizer = optimizer_for(model)
+    model[0](model[0](x)).square().sum(1).mean().backward()
+    first = model[0](x).detach().requires_grad_()
+    second = model[0](first)
+    (back,) = torch.autograd.grad(second.square().sum(), first)
+    gamma = torch.cat((2 * second.detach(), back))
+    found = factors(optimizer)["0"]
+    torch.testing.assert_close(found.left.dense()[0], gamma.mT @ gamma / 6, rtol=1e-12, atol=1e-14)
+    a = torch.cat((torch.cat((x, first.detach())), torch.ones(12, 1).double()), 1)
+    torch.testing.assert_close(found.right.dense()[0], a.mT @ a / 12, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("reduction,terms", [(Reduction.EXAMPLES, 6), (Reduction.ROWS, 30)])
+def test_a_submodule_called_alone_counts_the_positions_that_it_reduces(reduction, terms):
+    model, x = mlp(4, 3, 2), noise(6, 5, 4)
+    optimizer = optimizer_for(model, reduction=reduction, sharing={"0": Sharing.REDUCE})
+    (model[0](x).square().sum() / terms).backward()
+    gamma = 2 * model[0](x).detach().sum(1)
+    left = factors(optimizer)["0"].left.dense()[0]
+    torch.testing.assert_close(left, gamma.mT @ gamma / terms, rtol=1e-12, atol=1e-14)
 
 
 def test_sharing_is_checked_at_the_door():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -193,6 +194,18 @@ def test_a_failed_refresh_keeps_the_last_state_and_raises_the_damping_for_a_whil
     assert boosts == [1.0, 10.0, 5.0, 2.5, 1.25, 1.0, 1.0]
     report = optimizer.report()
     assert (report["prepare.solved"], report["prepare.indefinite"]) == (6, 1)
+
+
+def test_the_raised_damping_is_what_the_next_refresh_solves_with():
+    """The step after a failure is that of an optimizer with ten times the damping, from the same weights."""
+    raised, _, _ = one_layer((2,), 3)
+    _, _, optimizer = one_layer((2,), 2)
+    model = copy.deepcopy(optimizer.model)
+    other = KFAC(model, lr=0.1, damping=1e-2, momentum=0.0, policy=replace(PLAIN, decay=0.0))
+    model.zero_grad()
+    model(noise(6, 3, seed=2)).sin().sum(1).mean().backward()
+    other.step()
+    torch.testing.assert_close(model.weight.detach(), raised[2], rtol=1e-12, atol=1e-14)
 
 
 def test_a_first_refresh_that_fails_moves_nothing_until_one_succeeds():

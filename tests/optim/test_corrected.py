@@ -84,6 +84,27 @@ def test_the_trace_survives_turns_of_the_basis():
     torch.testing.assert_close(stack.corrected.trace()[0], (weights * torch.stack(traces[1:])).sum(), rtol=1e-10, atol=0)
 
 
+def test_a_turned_basis_sees_the_diagonal_of_what_was_known_along_the_old_one():
+    """diag(U'ᵀ [U diag(S) Uᵀ] U'), written out, with S the mean squares of per-example gradients along U."""
+    model = fill(nn.Linear(4, 3))
+    optimizer = KFAC(model, lr=1e-300, damping=1.0, momentum=0.0, policy=EKFAC, solver=Eigen())
+    (stack,) = optimizer.stacks
+    target, found = torch.arange(8) % 3, []
+    for seed in (1, 2):
+        x = noise(8, 4, seed=seed)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), target).backward()
+        optimizer.step()
+        found.append(stack.corrected)
+    old, new = (torch.kron(op.left[0], op.right[0]) for op in found)
+    errors = model(x).detach().softmax(1) - F.one_hot(target, 3)
+    gradients = torch.einsum("no,ni->noi", errors, torch.cat((x, torch.ones(8, 1, dtype=x.dtype)), 1)).flatten(1)
+    squares = (gradients @ old).square().mean(0)
+    truth = (new.mT @ old @ torch.diag(squares) @ old.mT @ new).diagonal()
+    torch.testing.assert_close(found[1].values[0].flatten(), truth, rtol=1e-11, atol=1e-14)
+    assert (old.mT @ new - torch.eye(15)).norm() > 0.1  # it did turn
+
+
 def test_before_it_has_seen_data_it_is_kfac():
     model, other = network(), network()
     x, y = batches(1)[0]

@@ -60,10 +60,12 @@ def test_factored_damping_does_not_depend_on_how_a_scalar_is_split():
 @pytest.mark.parametrize("out,inputs", [(1, 4), (3, 1), (1, 1)])
 @pytest.mark.parametrize("diagonal", [False, True])
 def test_law_11_factored_is_exact_where_one_side_is_a_number(out, inputs, diagonal):
+    """The other side takes all of λ: B ⊗ A + λI, written out."""
     curvature = product(out, inputs, diagonal=diagonal)
-    torch.testing.assert_close(
-        FactoredDamping()(curvature, AMOUNT).dense(), ExactDamping()(curvature, AMOUNT).dense(), rtol=1e-13, atol=1e-14
-    )
+    sides = zip(curvature.left.dense(), curvature.right.dense(), strict=True)
+    truth = torch.stack([torch.kron(b, a) for b, a in sides]) + AMOUNT[:, None, None] * identity(out * inputs)
+    for rule in (FactoredDamping(), ExactDamping()):
+        torch.testing.assert_close(rule(curvature, AMOUNT).dense(), truth, rtol=1e-13, atol=1e-14)
 
 
 def test_no_damping_changes_nothing():
@@ -81,6 +83,14 @@ def test_a_side_of_zeros_is_damped_without_overflow(dead):
     assert torch.isfinite(damped.dense()).all()
     values = torch.linalg.eigvalsh(damped.left.dense())[:, :1] * torch.linalg.eigvalsh(damped.right.dense())[:, :1]
     torch.testing.assert_close(values[:, 0].clamp(max=AMOUNT), AMOUNT, rtol=1e-6, atol=0)
+
+
+def test_factored_tikhonov_is_not_exact_damping():
+    """Law 11 needs a side that is a number: elsewhere the two differ, by cross terms that are positive semidefinite."""
+    curvature = product()
+    difference = FactoredDamping()(curvature, AMOUNT).dense() - ExactDamping()(curvature, AMOUNT).dense()
+    assert (difference.norm(dim=(1, 2)) > 0.1 * AMOUNT).all()
+    assert torch.linalg.eigvalsh(difference).min() > -1e-13
 
 
 def test_rules_leave_the_curvature_alone():

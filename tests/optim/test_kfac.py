@@ -10,21 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heatbath.curvature import FactorSums, Form, Reduction
-from heatbath.layers import Block, Rows
-from heatbath.machines import Machine, Schedule, load_machine, with_bits
-from heatbath.operators import Dense, Kronecker
-from heatbath.optim import KFAC, ExactDamping, FactoredDamping, Policy, Unclipped
+from heatbath.machines import Machine, load_machine, with_bits
+from heatbath.operators import Dense
+from heatbath.optim import KFAC, Policy, Unclipped
 from heatbath.solvers import (
     Cholesky,
     Eigen,
     Factorwise,
     Guarded,
     Outcome,
-    Solver,
     ThermodynamicInverse,
     ThermodynamicSolve,
-    UnitVectors,
 )
 
 PLAIN = Policy(factor_every=1, refresh_every=1, patience=0, trust=Unclipped())
@@ -38,102 +34,6 @@ def net(seed: int = 0) -> nn.Sequential:
 def batch(n: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(1)
     return torch.randn(n, 5, generator=g, dtype=torch.float64), torch.randint(0, 3, (n,), generator=g)
-
-
-def machine_solvers() -> list[Solver]:
-    ideal = Machine(load_machine("ideal"))
-    long = Schedule(burn_in=1.0, duration=1e-3)
-    return [ThermodynamicSolve(ideal, schedule=long), ThermodynamicInverse(ideal, UnitVectors(schedule=long))]
-
-
-@pytest.mark.parametrize("solver", [Cholesky(), *machine_solvers()], ids=["cholesky", "solve", "inverse"])
-def test_one_step_with_the_exact_fisher_is_the_least_squares_solution(solver: Solver) -> None:
-    g = torch.Generator().manual_seed(0)
-    x = torch.randn(40, 4, generator=g, dtype=torch.float64)
-    y = torch.randn(40, 2, generator=g, dtype=torch.float64)
-    model = nn.Linear(4, 2).double()
-    opt = KFAC(model, lr=1.0, damping=0.0, momentum=0.0, solver=solver, policy=PLAIN)
-    F.mse_loss(model(x), y).backward()
-    # the exact Fisher of MSELoss(mean): rows that are the columns of the Hessian's square root, g gᵀ summing to B = (2/C) I / D
-    stack = opt.stacks[0]
-    stack.sums.left.copy_(torch.eye(2, dtype=torch.float64)[None] * (2 / 2) / 40)
-    opt.step()
-    joint = torch.cat([x, torch.ones(40, 1, dtype=torch.float64)], 1)
-    truth = torch.linalg.lstsq(joint, y).solution.T
-    found = torch.cat([model.weight, model.bias[:, None]], 1)
-    assert torch.allclose(found, truth, atol=1e-9)
-
-
-def test_factors_equal_the_exact_gauss_newton_block_of_one_linear_layer() -> None:
-    g = torch.Generator().manual_seed(0)
-    x = torch.randn(10, 3, generator=g, dtype=torch.float64)
-    weight = torch.randn(2, 3, generator=g, dtype=torch.float64)
-    hessian = torch.func.hessian(lambda w: F.mse_loss(x @ w.T, torch.zeros(10, 2, dtype=torch.float64)))(weight).reshape(6, 6)
-    sums = FactorSums([1], Form(Block(("weight",), 1, (2, 3)), torch.float64, torch.device("cpu")))
-    left, _ = sums.hold()
-    for c in range(2):  # column c of the square root of the output Hessian (2/C) I, divided by D as backward does
-        g_rows = torch.zeros(1, 10, 1, 2, dtype=torch.float64)
-        g_rows[..., c] = 1.0 / 10
-        left += torch.einsum("pbso,pbsq->poq", g_rows, g_rows)
-    sums.add(0, Rows(x[None, :, None, :], torch.zeros(1, 10, 1, 2, dtype=torch.float64)), pass_number=1)
-    factors, seen = sums.collect(Reduction.EXAMPLES)
-    assert seen == [True]
-    assert torch.allclose(factors.dense()[0] * (2 / 2), hessian, atol=1e-12)
-
-
-def test_empirical_factors_are_exact_for_one_example() -> None:
-    model, (x, y) = net(), batch(1)
-    opt = KFAC(model, damping=1.0, policy=PLAIN)
-    F.cross_entropy(model(x), y).backward()
-    factors, _ = opt.stacks[0].sums.collect(Reduction.EXAMPLES)
-    grad = torch.cat([model[0].weight.grad, model[0].bias.grad[:, None]], 1).reshape(-1)
-    assert torch.allclose(factors.dense()[0], torch.outer(grad, grad), atol=1e-14)
-
-
-def test_eigen_solves_the_exactly_damped_block() -> None:
-    g = torch.Generator().manual_seed(3)
-    a, b = (torch.randn(1, n, n, generator=g, dtype=torch.float64) for n in (4, 3))
-    block = Kronecker(Dense(b @ b.mT), Dense(a @ a.mT))
-    rhs = torch.randn(1, 3, 4, generator=g, dtype=torch.float64)
-    damped = ExactDamping()(block, torch.full((1,), 0.3, dtype=torch.float64))
-    state, _ = Eigen().prepare(damped)
-    truth = torch.linalg.solve(block.dense() + 0.3 * torch.eye(12, dtype=torch.float64), rhs.reshape(1, 12))
-    assert torch.allclose(Eigen().solve(state, rhs).value.reshape(1, 12), truth, atol=1e-11)
-
-
-def test_factored_damping_is_exact_where_one_side_is_a_number() -> None:
-    g = torch.Generator().manual_seed(3)
-    a = torch.randn(1, 4, 4, generator=g, dtype=torch.float64)
-    block = Kronecker(Dense(torch.full((1, 1, 1), 2.5, dtype=torch.float64)), Dense(a @ a.mT))
-    amount = torch.full((1,), 0.3, dtype=torch.float64)
-    assert torch.allclose(FactoredDamping()(block, amount).dense(), ExactDamping()(block, amount).dense(), atol=1e-12)
-
-
-def moved(x: torch.Tensor, y: torch.Tensor, parts: int = 1, reduction: Reduction = Reduction.EXAMPLES) -> torch.Tensor:
-    """Parameters after one step on a batch, in `parts` micro-batches."""
-    model = net()
-    policy = Policy(factor_every=1, refresh_every=1, patience=0, trust=Unclipped(), reduction=reduction)
-    opt = KFAC(model, lr=0.1, damping=1e-2, policy=policy)
-    for xs, ys in zip(x.chunk(parts), y.chunk(parts), strict=True):
-        if reduction is Reduction.SUM:
-            F.cross_entropy(model(xs), ys, reduction="sum").backward()
-        else:
-            (F.cross_entropy(model(xs), ys) / parts).backward()
-    opt.step()
-    return nn.utils.parameters_to_vector(model.parameters()).detach()
-
-
-def test_damping_means_the_same_at_every_batch_size() -> None:
-    x, y = batch()
-    assert torch.allclose(moved(x, y), moved(torch.cat([x, x]), torch.cat([y, y])), atol=1e-12)
-
-
-def test_micro_batches_equal_one_batch() -> None:
-    assert torch.allclose(moved(*batch()), moved(*batch(), parts=3), atol=1e-12)
-
-
-def test_sum_and_mean_reductions_agree() -> None:
-    assert torch.allclose(moved(*batch()), moved(*batch(), reduction=Reduction.SUM), atol=1e-12)
 
 
 SOLVERS = {

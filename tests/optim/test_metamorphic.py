@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heatbath.curvature import Reduction
+from heatbath.curvature import Categorical, ExactFisher, Gaussian, Reduction
 from heatbath.operators import Kronecker
 from heatbath.optim import KFAC, FactoredDamping, KLClip, Policy, Unclipped
 from tests.curvature.truth import exact_passes, fill, optimizer_for, squared_error
@@ -36,9 +36,13 @@ def assert_same(a: list[Tensor], b: list[Tensor], tolerance: float = 1e-9) -> No
         torch.testing.assert_close(p, q, rtol=tolerance, atol=tolerance)
 
 
+# A clip that binds hides the length of a gradient, and no clip hides what the clip does with it.
+both_trusts = pytest.mark.parametrize("trust", [Unclipped(), KLClip(1e-3)], ids=["unclipped", "clipped"])
+
+
 @pytest.mark.parametrize("c", [0.1, 7.0])
-@pytest.mark.parametrize("trust", [Unclipped(), KLClip(1e-3)], ids=["unclipped", "clipped"])
-def test_a_scaled_loss_with_the_empirical_fisher(c, trust):
+@both_trusts
+def test_a_scaled_loss_with_squared_damping_leaves_the_empirical_direction(c, trust):
     """The empirical Fisher is made of squared gradients: F → c²F. So with damping c²λ the direction is F⁻¹g → F⁻¹g/c, and with
     c·lr the trajectory is the same. The clip bounds lr² vᵀg → c² lr² vᵀg, so κ → c²κ."""
     options = {"lr": 0.05, "damping": 1e-2}
@@ -49,7 +53,7 @@ def test_a_scaled_loss_with_the_empirical_fisher(c, trust):
 
 
 @pytest.mark.parametrize("c", [0.1, 7.0])
-def test_a_scaled_loss_with_the_exact_fisher(c):
+def test_a_scaled_loss_with_scaled_damping_leaves_the_exact_step(c):
     """The exact Fisher is a Hessian: F → cF. With damping cλ the direction, and so the step at the same lr, does not change."""
     steps = []
     for scale in (1.0, c):
@@ -65,23 +69,87 @@ def test_a_scaled_loss_with_the_exact_fisher(c):
     assert_same(*steps)
 
 
-def test_sum_and_mean_agree():
+def observed(c: float, fisher, *, lr: float, damping: float) -> list[Tensor]:
+    """Five steps on c times the squared error, or c times cross-entropy, with observed outputs."""
+    model = mlp()
+    optimizer = KFAC(model, lr=lr, damping=damping, policy=replace(Policy(), fisher=fisher))
+    for x, y in batches(5):
+        optimizer.zero_grad()
+        outputs = optimizer.observe(model(x))
+        squares = isinstance(fisher.likelihood, Gaussian)
+        loss = F.mse_loss(outputs, F.one_hot(y, 3).double()) if squares else F.cross_entropy(outputs, y)
+        (c * loss).backward()
+        optimizer.step()
+    return list(model.parameters())
+
+
+@pytest.mark.parametrize("c", [0.1, 7.0])
+def test_a_scaled_loss_of_a_scaled_likelihood_with_scaled_damping_takes_the_same_steps(c):
+    """`Gaussian(2c)` says that the loss is c times the squared error: F → cF and g → cg, so with damping cλ, F⁻¹g stays. The
+    clip bounds lr² vᵀg → c lr² vᵀg; here it does not bind."""
+    free = {"lr": 1e-3, "damping": 0.1}
+    plain = observed(1.0, ExactFisher(Gaussian(2.0)), **free)
+    assert_same(plain, observed(c, ExactFisher(Gaussian(2.0 * c)), lr=1e-3, damping=0.1 * c))
+
+
+@pytest.mark.parametrize("c", [0.1, 7.0])
+def test_a_scaled_loss_of_an_unscaled_likelihood_scales_the_direction(c):
+    """The Fisher is the likelihood's, whatever the loss is multiplied by: g → cg alone, so lr/c undoes it, damping as it was.
+    The clip's lr² vᵀg → (lr/c)² c² vᵀg stays too."""
+    plain = observed(1.0, ExactFisher(Categorical()), lr=0.05, damping=1e-2)
+    assert_same(plain, observed(c, ExactFisher(Categorical()), lr=0.05 / c, damping=1e-2))
+
+
+def test_permuting_channels_of_a_convolution_commutes_with_training():
+    """Groups and their channels renamed before training is renaming them after it."""
+
+    def network() -> nn.Sequential:
+        return fill(nn.Sequential(nn.Conv2d(2, 4, 2), nn.Tanh(), nn.Conv2d(4, 6, 2, groups=2), nn.Flatten(), nn.Linear(6, 3)))
+
+    def rename(model: nn.Sequential) -> None:
+        first, _, second, _, last = model
+        inner, outer = torch.tensor([3, 2, 0, 1]), torch.tensor([5, 3, 4, 1, 0, 2])  # the two groups change places
+        with torch.no_grad():
+            for parameter in first.parameters():
+                parameter.copy_(parameter[inner].clone())
+            within = torch.tensor([[1, 0], [0, 1]]).repeat_interleave(3, 0)  # order of inputs within each new group
+            second.weight.copy_(torch.stack([w[order] for w, order in zip(second.weight[outer], within, strict=True)]))
+            second.bias.copy_(second.bias[outer].clone())
+            last.weight.copy_(last.weight[:, outer].clone())
+
+    x, y = noise(8, 2, 3, 3), torch.arange(8) % 3
+    plain, renamed = network(), network()
+    rename(renamed)
+    torch.testing.assert_close(plain(x), renamed(x), rtol=1e-12, atol=1e-12)
+    for model in (plain, renamed):
+        optimizer = KFAC(model, lr=0.05)
+        for _ in range(4):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    rename(plain)
+    assert_same(list(plain.parameters()), list(renamed.parameters()))
+
+
+@both_trusts
+def test_sum_and_mean_agree(trust):
     """The curvature and the gradient of a summed loss are taken per example, so lr, damping and clip mean the same."""
-    mean = trained(F.cross_entropy, lr=0.05, damping=1e-2, weight_decay=0.1)
+    mean = trained(F.cross_entropy, lr=0.05, damping=1e-2, weight_decay=0.1, policy=Policy(trust=trust))
     total = trained(
         lambda y, t: F.cross_entropy(y, t, reduction="sum"),
         lr=0.05,
         damping=1e-2,
         weight_decay=0.1,
-        policy=Policy(reduction=Reduction.SUM),
+        policy=Policy(reduction=Reduction.SUM, trust=trust),
     )
     assert_same(mean, total)
 
 
-def test_sum_and_mean_agree_over_micro_batches_of_unequal_size():
+@both_trusts
+def test_sum_and_mean_agree_over_micro_batches_of_unequal_size(trust):
     whole, parts = mlp(), mlp()
-    one = KFAC(whole, lr=0.05, damping=1e-2)
-    many = KFAC(parts, lr=0.05, damping=1e-2, policy=Policy(reduction=Reduction.SUM))
+    one = KFAC(whole, lr=0.05, damping=1e-2, policy=Policy(trust=trust))
+    many = KFAC(parts, lr=0.05, damping=1e-2, policy=Policy(reduction=Reduction.SUM, trust=trust))
     for x, y in batches(15):
         one.zero_grad()
         many.zero_grad()
@@ -93,11 +161,13 @@ def test_sum_and_mean_agree_over_micro_batches_of_unequal_size():
     assert_same(list(whole.parameters()), list(parts.parameters()))
 
 
+@both_trusts
 @pytest.mark.parametrize("between", ["evaluation", "inspection"])
-def test_passes_without_a_backward_do_not_count_in_a_sum(between):
+def test_passes_without_a_backward_do_not_count_in_a_sum(between, trust):
     """An evaluation, or a forward pass that nobody differentiates, must not change how many examples a sum is over."""
     plain, other = mlp(), mlp()
-    optimizers = [KFAC(m, lr=0.05, damping=1e-2, policy=Policy(reduction=Reduction.SUM)) for m in (plain, other)]
+    policy = Policy(reduction=Reduction.SUM, trust=trust)
+    optimizers = [KFAC(m, lr=0.05, damping=1e-2, policy=policy) for m in (plain, other)]
     for x, y in batches(4):
         for model, optimizer in zip((plain, other), optimizers, strict=True):
             optimizer.zero_grad()

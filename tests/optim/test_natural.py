@@ -56,7 +56,7 @@ def test_a_learning_rate_schedule_scales_every_parameter_the_fallback_included()
     ],
     ids=["step", "cosine", "one cycle", "cyclic", "sequential"],
 )
-def test_schedules_of_torch_accept_it(make):
+def test_trap_5_schedules_of_torch_accept_it(make):
     model = network()
     optimizer = KFAC(model, lr=0.1)
     scheduler = make(optimizer)
@@ -68,7 +68,7 @@ def test_schedules_of_torch_accept_it(make):
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-def test_damping_and_momentum_are_read_from_the_groups():
+def test_trap_5_damping_and_momentum_are_read_from_the_groups():
     """A huge damping set between two steps makes the next refresh a small step; momentum set to 0 forgets the velocity."""
     model = network()
     optimizer = KFAC(model, lr=0.1, policy=PLAIN)
@@ -89,7 +89,11 @@ def test_damping_and_momentum_are_read_from_the_groups():
 
 
 def test_groups_have_options_of_their_own():
-    """lr and weight decay per parameter, damping and momentum per stack: two groups are two optimizers."""
+    """lr and weight decay per parameter, damping and momentum per stack: two groups are two optimizers.
+
+    Three steps on one gradient and one curvature, so that momentum shows.
+    """
+    policy = replace(PLAIN, factor_every=9, refresh_every=9)
     both, first, last = network(), network(), network()
     options = [
         {"lr": 0.1, "damping": 1e-2, "momentum": 0.9, "weight_decay": 0.0},
@@ -100,12 +104,13 @@ def test_groups_have_options_of_their_own():
         {"params": [*both[2].parameters(), *both[3].parameters()], **options[1]},
     ]
     optimizers = [
-        KFAC(both, groups, policy=PLAIN),
-        *(KFAC(m, policy=PLAIN, **o) for m, o in zip((first, last), options, strict=True)),
+        KFAC(both, groups, policy=policy),
+        *(KFAC(m, policy=policy, **o) for m, o in zip((first, last), options, strict=True)),
     ]
     for model, optimizer in zip((both, first, last), optimizers, strict=True):
         backward(model)
-        optimizer.step()
+        for _ in range(3):
+            optimizer.step()
     truth = [*first[0].parameters(), *last[2].parameters(), *last[3].parameters()]
     for p, q in zip(both.parameters(), truth, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)

@@ -71,6 +71,22 @@ def test_parameters_without_curvature_keep_their_gradient():
     assert handle.coverage().count("adamw") == 5
 
 
+def test_without_gradients_or_before_any_curvature_nothing_is_exchanged():
+    model = network()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    preconditioned(sgd, model, policy=PLAIN)
+    before = parameters_of(model)
+    with pytest.warns(UserWarning, match=r"step\(\) found no gradients and changed nothing"):
+        sgd.step()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)  # by hand: no curvature was captured, and there is none from before
+    with pytest.warns(UserWarning, match="found gradients but no captured curvature"):
+        sgd.step()
+    assert all(torch.equal(p.grad, torch.ones_like(p)) for p in model.parameters())
+    assert all(torch.equal(p, q - 0.1) for p, q in zip(model.parameters(), before, strict=True))
+
+
 def test_schedules_of_the_optimizer_reach_the_trust_rule():
     """Clipping depends on lr: at a hundredth of it nothing is clipped any more."""
     model = network()

@@ -158,7 +158,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_with_pieces_are_one_on_the_concatenated_batch(case, results):
+def test_trap_7_two_processes_with_pieces_are_one_on_the_concatenated_batch(case, results):
     model, optimizer = build(case)
     train(model, optimizer, data(), total=case == "sum")
     for found in results:

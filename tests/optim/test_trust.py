@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heatbath.optim import KLClip, Unclipped
+from heatbath.optim import KFAC, KLClip, Unclipped
 from tests.curvature.truth import exact_passes, fill, optimizer_for
 from tests.laws import noise
+from tests.zoo import PLAIN
 
 
 @pytest.mark.parametrize("predicted,scale", [(4.0, 0.05), (0.01, 1.0), (1e-9, 1.0), (0.0, 1.0), (-4.0, 0.05)])
@@ -49,6 +52,31 @@ def test_a_clipped_step_changes_the_predictions_by_half_the_bound(kappa):
     divergence = 0.5 * (model(x) - before).square().sum(1).mean()
     assert divergence.item() == pytest.approx(kappa / 2, rel=1e-9)
     assert optimizer.report()["clipped_share"] == 1
+
+
+def test_the_clip_adds_up_groups_each_with_its_own_rate_and_momentum():
+    """ν = √(κ / Σ_i (lr_i/(1 − m_i))² v_iᵀg_i), with v_i read off an unclipped first step of −lr_i v_i."""
+    rates, momenta = (1.0, 0.3), (0.5, 0.9)
+    x, y = noise(40, 4), 10 * noise(40, 3, seed=1)
+    moves, slopes = [], []
+    for trust in (Unclipped(), KLClip(1e-3)):
+        model = fill(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)))
+        layers = (model[0], model[2])
+        groups = [
+            {"params": list(a.parameters()), "lr": lr, "momentum": m} for a, lr, m in zip(layers, rates, momenta, strict=True)
+        ]
+        optimizer = KFAC(model, groups, damping=0.1, policy=replace(PLAIN, trust=trust))
+        F.mse_loss(model(x), y).backward()
+        before = [torch.cat([p.detach().flatten() for p in layer.parameters()]) for layer in layers]
+        slopes = [torch.cat([p.grad.flatten() for p in layer.parameters()]) for layer in layers]
+        optimizer.step()
+        after = [torch.cat([p.detach().flatten() for p in layer.parameters()]) for layer in layers]
+        moves.append([b - a for a, b in zip(before, after, strict=True)])
+    change = sum(
+        (lr / (1 - m)) ** 2 * (-move / lr) @ slope for lr, m, move, slope in zip(rates, momenta, moves[0], slopes, strict=True)
+    )
+    for free, clipped in zip(*moves, strict=True):
+        torch.testing.assert_close(clipped, free * (1e-3 / change).sqrt(), rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("momentum", [0.5, 0.9])

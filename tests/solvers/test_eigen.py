@@ -20,8 +20,8 @@ def of_rank(n: int, rank: int, seed: int):
 
 
 @given(sizes, sizes, st.integers(0, 5), st.integers(0, 5), st.sampled_from([1e-3, 0.1, 10.0]))
-def test_exactly_damped_solve_is_the_dense_solve(outputs, inputs, rank_b, rank_a, damping):
-    """Law 10, for any PSD sides, singular ones included: vec⁻¹((B ⊗ A + λI)⁻¹ vec G)."""
+def test_law_10_the_exactly_damped_solve_is_the_dense_solve(outputs, inputs, rank_b, rank_a, damping):
+    """For any PSD sides, singular ones included: vec⁻¹((B ⊗ A + λI)⁻¹ vec G)."""
     b, a, g = of_rank(outputs, rank_b, 0), of_rank(inputs, rank_a, 1), noise(outputs, inputs, seed=2)
     operator = Kronecker(Dense(b), Dense(a)).shift(damping)
     state, _ = Eigen().prepare(operator)

@@ -254,9 +254,55 @@ def _hang(capture: Capture, site: Site, module: nn.Module, args: Any, kwargs: An
     deliver = partial(capture.deliver, site, module, call, capture.passes)
     if isinstance(target, Tensor):
         if target.requires_grad:
-            target.register_hook(deliver)
+            view = _View.of(target)
+            _source(target).register_hook(lambda grad: deliver(view.read(grad)))
     elif target:
-        torch.autograd.graph.register_multi_grad_hook(target, deliver)
+        views = [_View.of(x) for x in target]
+        sources = [_source(x) for x in target]
+        torch.autograd.graph.register_multi_grad_hook(
+            sources, lambda grads: deliver([v.read(g) for v, g in zip(views, grads, strict=True)])
+        )
+
+
+def _source(output: Tensor) -> Tensor:
+    """Where to hang a hook on an output: on the tensor it is a view of, if that has the same numbers.
+
+    An output that is a view (of `addmm`, in a Linear with bias and positions) leaves the graph when it is overwritten in place,
+    as by `nn.ReLU(inplace=True)`, and hooks on it never fire; those on its base keep the gradient of the value before.
+    """
+    base = output._base
+    return output if base is None or not base.requires_grad or base.numel() != output.numel() else base
+
+
+@dataclass(frozen=True)
+class _View:
+    """How to read the gradient of an output off that of its source.
+
+    Args:
+        own: size, stride and offset of the output within its source; None: they are the same tensor.
+        stride: of the source.
+    """
+
+    own: tuple[torch.Size, tuple[int, ...], int] | None
+    stride: tuple[int, ...]
+
+    @staticmethod
+    def of(output: Tensor) -> _View:
+        """Note an output's place in its source; keeps neither of them."""
+        source = _source(output)
+        if source is output:
+            return _View(None, ())
+        offset = int(output.storage_offset() - source.storage_offset())
+        return _View((output.shape, output.stride(), offset), source.stride())
+
+    def read(self, grad: Tensor | None) -> Tensor | None:
+        """The gradient of the output."""
+        if self.own is None or grad is None:
+            return grad
+        if grad.stride() != self.stride:
+            grad = torch.empty_strided(grad.shape, self.stride, dtype=grad.dtype, device=grad.device).copy_(grad)
+        size, stride, offset = self.own
+        return grad.as_strided(size, stride, offset + grad.storage_offset())
 
 
 def _is_as_found(site: Site) -> bool:

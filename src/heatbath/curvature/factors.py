@@ -267,8 +267,7 @@ def _add_outer(total: Tensor, rows: Tensor) -> Work:
 
 def _reduced(rows: Rows) -> Rows:
     """Average inputs and sum gradients over shared positions."""
-    if isinstance(rows.inputs, OneHot):
-        raise ValueError("reduce cannot average one-hot inputs; use Sharing.EXPAND for embeddings")
+    assert not isinstance(rows.inputs, OneHot)  # refused at the door
     positions = rows.outputs.shape[2]
     return Rows(rows.inputs.mean(2, keepdim=True), rows.outputs.sum(2, keepdim=True), summed=rows.summed * positions)
 
