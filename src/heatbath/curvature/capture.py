@@ -36,6 +36,7 @@ from heatbath.layers import Call, RandomState, Rows
 
 Sink = Callable[[Site, int, tuple[Rows, ...]], None]
 Shape = tuple[int, int]  # examples, positions
+_Leaf = tuple[Any, torch.dtype, torch.device]  # Any: a node of the autograd graph, which a cast parameter no longer ends in
 _tokens = count()
 
 
@@ -67,7 +68,7 @@ class Capture:
     _sink: weakref.WeakMethod[Any] | None = None  # Any: a Sink
     _shapes: dict[int, Shape] = field(default_factory=dict)
     _random: dict[int, RandomState] = field(default_factory=dict)
-    _leaves: dict[int, list[Any]] = field(default_factory=dict)  # Any: nodes of the autograd graph
+    _leaves: dict[int, list[_Leaf]] = field(default_factory=dict)
     _handles: list[RemovableHandle] = field(default_factory=list)
 
     def attach(self, sink: Sink) -> None:
@@ -94,7 +95,24 @@ class Capture:
         self.token = next(_tokens)
         compiled.register(self.token, self)
         self._sink = weakref.WeakMethod(sink)
-        self._leaves = {id(site): [get_gradient_edge(p).node for p in site.held.values()] for site in self.sites}
+        self._leaves = {id(site): _leaves(site) for site in self.sites}
+
+    def follow(self, site: Site) -> None:
+        """Find the ends of the autograd graph of a site whose parameters were cast after the optimizer was built.
+
+        Raises:
+            ValueError: they are on another device, or double where they were not: sums and states would not fit.
+        """
+        known, parameters = self._leaves[id(site)], site.held.values()
+        if all(n is not None and p.dtype == d and p.device == v for (n, d, v), p in zip(known, parameters, strict=True)):
+            return
+        for (_, dtype, device), p in zip(known, parameters, strict=True):
+            if p.device != device or (p.dtype != dtype and torch.float64 in (p.dtype, dtype)):
+                raise ValueError(
+                    f"{site.name or 'the model'} became {p.dtype} on {p.device} after the optimizer was built for {dtype} on "
+                    f"{device}: move and cast a model first, or call opt.refresh_layout()"
+                )
+        self._leaves[id(site)] = _leaves(site)
 
     def detach(self) -> None:
         """Remove the hooks."""
@@ -148,7 +166,9 @@ class Capture:
 
     def _trains(self, site: Site) -> bool:
         """Whether the backward pass that runs now computes the gradient of a site's parameters."""
-        for node in self._leaves[id(site)]:
+        for node, *_ in self._leaves[id(site)]:
+            if node is None:
+                continue
             try:
                 if torch._C._will_engine_execute_node(node):
                     return True
@@ -228,6 +248,7 @@ def _hang(capture: Capture, site: Site, module: nn.Module, args: Any, kwargs: An
     """The eager way."""
     if not _is_as_found(site):
         return
+    capture.follow(site)
     target = site.rule.outputs(module, output)
     random = capture._random.pop(id(module), None)
     call = Call(_detached(args), _detached(kwargs), None, module.training, random)
@@ -237,6 +258,11 @@ def _hang(capture: Capture, site: Site, module: nn.Module, args: Any, kwargs: An
             target.register_hook(deliver)
     elif target:
         torch.autograd.graph.register_multi_grad_hook(target, deliver)
+
+
+def _leaves(site: Site) -> list[_Leaf]:
+    """Where the gradients of a site's parameters are accumulated; None for one that is frozen by now."""
+    return [(get_gradient_edge(p).node if p.requires_grad else None, p.dtype, p.device) for p in site.held.values()]
 
 
 def _is_as_found(site: Site) -> bool:

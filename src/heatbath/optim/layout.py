@@ -31,6 +31,8 @@ class Layout:
     def __init__(self, sites: Sequence[Site], stacks: Sequence[Stack], groups: Groups) -> None:
         self.sites, self.stacks = list(sites), list(stacks)
         self.ready: set[str] = set()  # names of sites whose solver state rests on data
+        group_of = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
+        self.packing = Packing(self.sites, self.stacks, find_places(self.stacks), group_of)
         self.index(groups)
 
     @staticmethod
@@ -58,18 +60,15 @@ class Layout:
     def index(self, groups: Groups) -> None:
         """Find everything by identity, anew after a copy."""
         self._groups = groups
-        group_of = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
         self.places = find_places(self.stacks)
-        self.packing = Packing(self.sites, self.stacks, self.places, group_of)
         treated = {id(p) for site in self.sites for p in site.parameters().values()}
         self.fallback = [[p for p in group["params"] if id(p) not in treated] for group in groups]
         self.settle()
 
     def settle(self) -> None:
         """Note who is absent, after `ready` changed."""
-        absent = [site for site in self.sites if site.name not in self.ready]
-        self.absent = {id(site) for site in absent}
-        strays = {id(p) for site in absent for p in site.parameters().values()}
+        self.absent = {site for site in self.sites if site.name not in self.ready}
+        strays = {id(p) for site in self.absent for p in site.parameters().values()}
         self.strays = [[p for p in group["params"] if id(p) in strays] for group in self._groups]
 
     def welcome(self) -> list[Site]:
@@ -78,11 +77,11 @@ class Layout:
             if all(stack.ages[place.index] for stack, place in self.places[id(site)]):
                 self.ready.add(site.name)
         self.settle()
-        late = [site for site in self.sites if id(site) in self.absent]
+        late = [site for site in self.sites if site in self.absent]
         return [site for site in late if any(p.grad is not None for p in site.parameters().values())]
 
     def __getstate__(self) -> dict[str, Any]:  # Any: attributes
-        return {"sites": self.sites, "stacks": self.stacks, "ready": self.ready}
+        return {"sites": self.sites, "stacks": self.stacks, "ready": self.ready, "packing": self.packing}
 
 
 def check_sharing(model: nn.Module, policy: Policy) -> None:
