@@ -144,9 +144,10 @@ class Capture:
         if shape is not None:
             self._shapes[self.passes] = shape
 
-    def arrive(self, pass_number: int, shape: Shape, _: Any = None) -> None:  # Any: the gradient
-        """Note that a gradient came to the output of a pass with so many examples and positions."""
-        if not self._pulling and any(self._trains(site) for site in self.sites):
+    def arrive(self, pass_number: int, shape: Shape | None, _: Any = None) -> None:  # Any: the gradient
+        """Note that a gradient came to the output of a pass with so many examples and positions; None: as its inputs have."""
+        shape = self._shapes.get(pass_number) if shape is None else shape
+        if shape is not None and not self._pulling and any(self._trains(site) for site in self.sites):
             self.terms[pass_number] = shape
 
     def forget(self) -> None:
@@ -204,13 +205,10 @@ def _note_outputs(capture: Capture, module: nn.Module, args: tuple[Any, ...], ou
 @torch.compiler.disable
 def _hang_count(capture: Capture, output: Any) -> None:  # Any: as above
     """The eager way."""
-    pass_number = capture.passes
-    for x in _tensors(output):
-        if x.ndim > 0 and x.requires_grad:
-            x.register_hook(partial(capture.arrive, pass_number, shape_of(x)))
-            return
-    if pass_number in capture._shapes:
-        capture.terms[pass_number] = capture._shapes[pass_number]
+    found = [x for x in _tensors(output) if x.requires_grad]
+    if found:
+        first = next((x for x in found if x.ndim > 0), found[0])
+        first.register_hook(partial(capture.arrive, capture.passes, shape_of(first) if first.ndim > 0 else None))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:  # Any: as above

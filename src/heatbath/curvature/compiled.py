@@ -62,7 +62,7 @@ def begin(args: tuple[Any, ...], kwargs: dict[str, Any], token: int) -> Any:  # 
 
 def arrive(output: Tensor, token: int) -> Any:  # Any: the output, or None for "as it is"
     """Pass the model's output on and count its terms when its gradient arrives."""
-    if output.ndim == 0 or not output.requires_grad:
+    if not output.requires_grad:
         return None
     return torch.ops.heatbath.arrive(output, token)[0]
 
@@ -86,7 +86,7 @@ def _arrived(grad: Tensor, note: Tensor) -> Tensor:
     token, pass_number = note.tolist()
     capture = _CAPTURES.get(token)
     if capture is not None:
-        capture.arrive(pass_number, shape_of(grad))
+        capture.arrive(pass_number, shape_of(grad) if grad.ndim > 0 else None)
     return grad.clone()
 
 

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from heatbath.optim.packing import strided
+from heatbath.work import Work, update
 
 
-def fallback_step(parameters: Sequence[Tensor], state: dict[Any, Any], group: dict[str, Any], finite: Tensor) -> None:
-    """One AdamW step for the parameters that have a gradient, in place.
+def fallback_step(parameters: Sequence[Tensor], state: dict[Any, Any], group: dict[str, Any], finite: Tensor) -> Work:
+    """One AdamW step for the parameters that have a gradient, in place; returns what it took.
 
     Args:
         parameters: the parameters.
@@ -27,7 +28,7 @@ def fallback_step(parameters: Sequence[Tensor], state: dict[Any, Any], group: di
     """
     with_grad = [p for p in parameters if p.grad is not None]
     if not with_grad:
-        return
+        return Work()
     start_state(with_grad, state)
     for p in with_grad:
         state[p]["step"] = state[p]["step"].to(p.device)  # a no-op but for the first step and after loading
@@ -52,6 +53,7 @@ def fallback_step(parameters: Sequence[Tensor], state: dict[Any, Any], group: di
         eps=group["eps"],
         maximize=False,
     )
+    return Work.of(update(sum(p.numel() for p in with_grad), operations=16, touched=7))
 
 
 def start_state(parameters: Sequence[Tensor], state: dict[Any, Any]) -> None:  # Any: torch's own type

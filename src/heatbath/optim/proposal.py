@@ -12,6 +12,7 @@ from torch import Tensor
 from heatbath.optim.packing import Packing, strided
 from heatbath.optim.quadratic import Linearization, Minimum, minimize
 from heatbath.optim.stacks import Stack
+from heatbath.work import Work, update
 
 
 @dataclass(eq=False)
@@ -131,14 +132,35 @@ class Proposal:
         return _total(parts)
 
 
-def objective(evaluate: Callable[[], Tensor], groups: Sequence[dict[str, Any]]) -> Tensor:  # Any: torch's own type
-    """The loss, with the L2 penalties that gradients include, 0-d."""
-    value = torch.as_tensor(evaluate()).detach()
+def objective(evaluate: Callable[[], Tensor], groups: Sequence[dict[str, Any]], count: int) -> Tensor:  # Any: torch's own type
+    """The loss as a mean over examples, with the L2 penalties that gradients include, 0-d; `count` divides a summed loss."""
+    value = torch.as_tensor(evaluate()).detach() / count
     for group in groups:
         if group["l2"]:
             norms = torch.stack(torch._foreach_norm(group["params"]))
             value = value + 0.5 * group["l2"] * norms.square().sum()
     return value
+
+
+def move(
+    found: Mapping[int, tuple[list[Tensor], list[Tensor]]], groups: Sequence[dict[str, Any]], finite: Tensor
+) -> Work:  # Any: torch's own type
+    """Decoupled weight decay, then θ ← θ − lr·m, in place; returns what that took, momentum included.
+
+    Args:
+        found: parameters and their m, by index of their group.
+        groups: the optimizer's parameter groups.
+        finite: 0-d bool; where false, m is zero and nothing decays.
+    """
+    numbers = 0
+    for index, (parameters, values) in found.items():
+        group = groups[index]
+        if group["weight_decay"]:
+            wide = torch.promote_types(parameters[0].dtype, torch.float32)
+            torch._foreach_mul_(parameters, 1 - finite.to(wide) * (group["lr"] * group["weight_decay"]))
+        torch._foreach_add_(parameters, values, alpha=-group["lr"])
+        numbers += sum(p.numel() for p in parameters)
+    return Work.of(update(numbers, operations=5, touched=5))
 
 
 def _flat(groups: Mapping[int, tuple[list[Tensor], list[Tensor]]]) -> tuple[list[Tensor], list[Tensor]]:

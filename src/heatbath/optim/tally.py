@@ -36,10 +36,9 @@ class Tally:
         for job, count in work.jobs.items():
             self._jobs[job] = self._jobs.get(job, 0) + count
 
-    def add_refresh(self, work: Work, codes: Tensor) -> None:
-        """Count one prepared stack and how its members ended."""
+    def add_prepared(self, work: Work, codes: Tensor) -> None:
+        """Count one prepared stack and how its members ended; whoever prepared all of them counts the refresh."""
         self.add_work(work)
-        self.refreshes += 1
         self._count("prepare", codes)
 
     def add_solve(self, solution: Solution) -> None:
