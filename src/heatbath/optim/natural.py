@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from heatbath.curvature import Capture, Reduction, Site, is_parallel
 from heatbath.layers import Rows
-from heatbath.optim.checkpoint import OWN, check_layout, rehearse, restore, save
+from heatbath.optim.checkpoint import OWN, check_layout, enter, rehearse, restore, save
 from heatbath.optim.coverage import Coverage, describe
 from heatbath.optim.damping import Damping
 from heatbath.optim.fallback import fallback_step
@@ -50,9 +50,13 @@ class NaturalGradient(torch.optim.Optimizer):
         damping: how λ joins the curvature.
         policy: the rest: intervals, averaging, trust.
         generator: randomness for noisy solvers; its state is checkpointed.
+
+    Attributes:
+        scaler: the GradScaler that scales the loss, if any; needed only where something else than `scaler.step` calls `step`.
     """
 
     _step_supports_amp_scaling = True  # see `scaling`
+    scaler: torch.amp.GradScaler | None = None
 
     def __init__(
         self,
@@ -100,7 +104,7 @@ class NaturalGradient(torch.optim.Optimizer):
     def _start(self) -> None:
         """What a new optimizer and a copy have to do alike."""
         weakref.finalize(self, Capture.detach, self.capture).atexit = False
-        self._entered = False
+        self._entered = False  # parameters into `state`
         self._forget()
 
     def refresh_layout(self) -> None:
@@ -159,13 +163,6 @@ class NaturalGradient(torch.optim.Optimizer):
             generator = self.generator
             self._seen.look(outputs, targets, mask, policy=self.policy, capture=self.capture, generator=generator)
         return outputs
-
-    def _enter(self) -> None:
-        """An entry of state for each parameter, as `torch.distributed.checkpoint` expects."""
-        if not self._entered:
-            for p in (p for group in self.param_groups for p in group["params"] if p.requires_grad):
-                self.state[p]  # a defaultdict
-            self._entered = True
 
     def _forget(self) -> None:
         """Drop what belongs to a step that is over."""
@@ -239,7 +236,7 @@ class NaturalGradient(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if not self.bring_up_to_date(loss_scale(self)):
+        if not self.bring_up_to_date(loss_scale(self, self.scaler)):
             return loss
         adapt = self.policy.adapt
         if adapt is not None and evaluate is not None and adapt.due(self.steps):
@@ -247,8 +244,7 @@ class NaturalGradient(torch.optim.Optimizer):
             before = objective(evaluate, self.param_groups, count)
             predicted = self._apply(predict=True)
             ratio = (before - objective(evaluate, self.param_groups, count)) / predicted
-            for group in self.param_groups:
-                group["damping"] = adapt(torch.as_tensor(group["damping"], dtype=ratio.dtype, device=ratio.device), ratio)
+            adapt.renew(self.param_groups, ratio)
         else:
             self._apply()
         self.finish_step()
@@ -277,7 +273,7 @@ class NaturalGradient(torch.optim.Optimizer):
                 rehearse(self)
             self._forget()
             return False
-        self._enter()
+        enter(self)
         if scale.overflow is not None and bool(scale.overflow > 0):
             self._tally.add_step(torch.ones_like(scale.overflow), torch.zeros_like(scale.overflow, dtype=torch.bool))
             self._forget()
