@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heatbath.curvature import Capture, Reduction, Site, is_parallel
+from heatbath.curvature import Capture, Reduction, Sharing, Site, is_parallel
 from heatbath.layers import Rows
 from heatbath.optim.checkpoint import OWN, check_layout, enter, rehearse, restore, save
 from heatbath.optim.coverage import Coverage, describe
@@ -31,7 +31,7 @@ from heatbath.optim.policy import Policy
 from heatbath.optim.proposal import Proposal, move, objective
 from heatbath.optim.renewal import renew_averages, renew_state
 from heatbath.optim.scaling import LossScale, loss_scale
-from heatbath.optim.stacks import Stack, sharing_of
+from heatbath.optim.stacks import Stack
 from heatbath.optim.tally import Tally
 from heatbath.solvers import Solver, usable
 from heatbath.work import Work
@@ -135,7 +135,7 @@ class NaturalGradient(torch.optim.Optimizer):
 
     def _sink(self, site: Site, pass_number: int, rows: tuple[Rows, ...]) -> None:
         """Add the rows of one call to the sums of its stacks."""
-        sharing = sharing_of(site, self.policy.sharing)
+        sharing = self.layout.sharing.get(site, Sharing.EXPAND)
         options: dict[str, Any] = {"pass_number": pass_number, "sharing": sharing, "again": self.capture.pull > 0}
         for (stack, place), block_rows in zip(self.layout.places[id(site)], rows, strict=True):
             self._tally.add_work(stack.sums.add(place.index, block_rows, **options))

@@ -43,7 +43,30 @@ class Seen:
             policy: says what is wanted.
             capture: of the model; nothing is pulled back for factors where it is switched off.
             generator: of sampled Fishers.
+
+        Raises:
+            ValueError: the model is checkpointed in a way that allows no pulling back.
         """
+        try:
+            self._look(outputs, targets, mask, policy, capture, generator)
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            raise ValueError(
+                "observe cannot pull vectors back through reentrant checkpoints, which allow no gradient but that of the loss: "
+                "use checkpoint(..., use_reentrant=False), or the empirical Fisher and no quadratic model"
+            ) from error
+
+    def _look(
+        self,
+        outputs: Tensor,
+        targets: Tensor | None,
+        mask: Tensor | None,
+        policy: Policy,
+        capture: Capture,
+        generator: torch.Generator | None,
+    ) -> None:
+        """As `look`, with torch's own errors."""
         parameters = [list(site.parameters().values()) for site in capture.sites]
         likelihood = policy.fisher.likelihood
         if capture.enabled and likelihood is not None:
