@@ -51,6 +51,8 @@ class Capture:
         enabled: whether forward passes are watched; switch it off where no factors are due.
         listening: whether ordinary backward passes are delivered; `pull_back` delivers others.
         counting: whether terms of the loss are counted even where `enabled` is off.
+        batch_dim: 1 where positions come before examples, in the model's inputs and outputs and in layers that act position by
+            position; those that know better by themselves (attention, recurrent layers) are asked.
         terms: examples and positions of each forward pass that a training backward pass came back to.
         pull: number of the present pull through one forward pass, from 0.
     """
@@ -60,6 +62,7 @@ class Capture:
     enabled: bool = True
     listening: bool = True
     counting: bool = False
+    batch_dim: int = 0
     passes: int = 0
     terms: dict[int, Shape] = field(default_factory=dict)
     pull: int = 0
@@ -163,6 +166,8 @@ class Capture:
             return
         if not self._pulling and pass_number not in self.terms and pass_number in self._shapes:
             self.terms[pass_number] = self._shapes[pass_number]
+        if self.batch_dim and site.rule.positionwise(module) and grad.ndim > 2:
+            call, grad = call.transposed(), grad.transpose(0, 1)
         sink(site, pass_number, site.rule.rows(module, call, _detached(grad)))
 
     def _trains(self, site: Site) -> bool:
@@ -188,7 +193,7 @@ def _note_pass(capture: Capture, module: nn.Module, args: tuple[Any, ...], kwarg
     if torch.compiler.is_compiling():
         return compiled.begin(args, kwargs, capture.token)
     first = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim > 0), None)
-    capture.begin(None if first is None else shape_of(first))
+    capture.begin(None if first is None else shape_of(first, capture.batch_dim))
     return None
 
 
@@ -208,7 +213,8 @@ def _hang_count(capture: Capture, output: Any) -> None:  # Any: as above
     found = [x for x in _tensors(output) if x.requires_grad]
     if found:
         first = next((x for x in found if x.ndim > 0), found[0])
-        first.register_hook(partial(capture.arrive, capture.passes, shape_of(first) if first.ndim > 0 else None))
+        shape = shape_of(first, capture.batch_dim) if first.ndim > 0 else None
+        first.register_hook(partial(capture.arrive, capture.passes, shape))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:  # Any: as above

@@ -25,7 +25,7 @@ from heatbath.optim.coverage import Coverage, describe
 from heatbath.optim.damping import Damping
 from heatbath.optim.fallback import fallback_step
 from heatbath.optim.layout import Layout
-from heatbath.optim.observing import Seen, passed_terms
+from heatbath.optim.observing import Seen, passed_terms, turned_round
 from heatbath.optim.options import complete_group
 from heatbath.optim.policy import Policy
 from heatbath.optim.proposal import Proposal, move, objective
@@ -96,7 +96,8 @@ class NaturalGradient(torch.optim.Optimizer):
     def _lay_out(self, old: Layout | None = None) -> None:
         """Find the sites and put hooks on them."""
         self.layout = Layout.of(self.model, self.param_groups, self.policy, old)
-        self.capture = Capture(self.model, self.sites, counting=self.policy.reduction is Reduction.SUM)
+        self.capture = Capture(self.model, self.sites, batch_dim=self.policy.batch_dim)
+        self.capture.counting = self.policy.reduction is Reduction.SUM
         self.capture.listening = not self.policy.fisher.observes
         self.capture.attach(self._sink)
         self._start()
@@ -205,9 +206,9 @@ class NaturalGradient(torch.optim.Optimizer):
         for site in self.layout.welcome():
             self._warn_once(f"{site.name or 'model'}: gradients came, but through no call of the module; AdamW trains it")
 
-    def _warn_once(self, message: str) -> None:
-        """Say something, at the line that called `step`, the first time it is to be said."""
-        if message not in self._warned:
+    def _warn_once(self, message: str | None) -> None:
+        """Say something, if there is something to say, at the line that called `step` and the first time only."""
+        if message is not None and message not in self._warned:
             self._warned.add(message)
             warnings.warn(message, stacklevel=7)
 
@@ -286,8 +287,8 @@ class NaturalGradient(torch.optim.Optimizer):
     def _update_curvature(self, captured: bool, loss_scale: Tensor | None) -> None:
         """Averages and solver states, where they are due."""
         if captured or (self.capture.enabled and self.policy.distributed and is_parallel()):
-            observed = self._seen.terms
-            terms = passed_terms(self.capture, self.policy.reduction) if observed is None else observed
+            self._warn_once(turned_round(self.stacks, self.capture))
+            terms = passed_terms(self.capture, self.policy.reduction) if self._seen.terms is None else self._seen.terms
             renew_averages(self.stacks, self.policy, terms=terms, scale=None if self.policy.fisher.observes else loss_scale)
             self._last_factors = self.steps
             due = self.policy.refresh.due(self.steps, self._last_refresh)

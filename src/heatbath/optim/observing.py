@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from heatbath.curvature import Capture, Reduction
 from heatbath.optim.policy import Policy
 from heatbath.optim.quadratic import Linearization, linearize
+from heatbath.optim.stacks import Stack
 
 
 @dataclass(eq=False)
@@ -67,6 +69,9 @@ class Seen:
         generator: torch.Generator | None,
     ) -> None:
         """As `look`, with torch's own errors."""
+        if policy.batch_dim and outputs.ndim > 2:
+            outputs = outputs.transpose(0, 1)
+            targets, mask = (None if x is None else x.transpose(0, 1) for x in (targets, mask))
         parameters = [list(site.parameters().values()) for site in capture.sites]
         likelihood = policy.fisher.likelihood
         if capture.enabled and likelihood is not None:
@@ -83,3 +88,24 @@ def passed_terms(capture: Capture, reduction: Reduction | None) -> int | None:
     """D of the backward passes since the last step, by the model's outputs; None: unknown."""
     rows = reduction is Reduction.ROWS
     return sum(positions if rows else examples for examples, positions in capture.terms.values()) or None
+
+
+def turned_round(stacks: Sequence[Stack], capture: Capture) -> str | None:
+    """A complaint about layers that see examples where the model's outputs have positions, and the other way round.
+
+    Such layers were told which dimension is which (attention and recurrent layers by `batch_first`), so the rest of the model
+    is likely the other way. To be called while the sums still hold a batch.
+    """
+    for stack in stacks:
+        for place, count in zip(stack.places, stack.sums.counts, strict=True):
+            if place.site.rule.positionwise(place.site.module):
+                continue
+            for pass_number, here in count.examples.items():
+                outputs, positions = capture.terms.get(pass_number, (0, 0))
+                if here > 1 and outputs > 1 and here != outputs and here * outputs == positions:
+                    return (
+                        f"{place.site.name or 'the model'} sees {here} examples of {outputs} positions, while the outputs were "
+                        f"taken for {outputs} examples: say Policy(batch_dim={1 - capture.batch_dim}) if the model is "
+                        f"{'batch' if capture.batch_dim else 'sequence'}-first, else check batch_first of that layer"
+                    )
+    return None
