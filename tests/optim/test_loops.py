@@ -75,7 +75,7 @@ class Scored(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # Dynamo's own
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_examples_of_a_model_that_returns_its_loss_are_counted_at_every_step(compiled):
     """Also on steps that capture no factors, and with gradients cleared between forward and backward."""
     policy = replace(SUMMED, factor_every=2, refresh_every=2)

@@ -37,10 +37,10 @@ def fallback_step(parameters: Sequence[Tensor], state: dict[Any, Any], group: di
     if group["l2"]:
         gradients = list(torch._foreach_add(gradients, with_grad, alpha=group["l2"]))
     adamw(
-        list(with_grad),
-        gradients,
-        [state[p]["exp_avg"] for p in with_grad],
-        [state[p]["exp_avg_sq"] for p in with_grad],
+        _real(with_grad),
+        _real(gradients),
+        _real([state[p]["exp_avg"] for p in with_grad]),
+        _real([state[p]["exp_avg_sq"] for p in with_grad]),
         [],
         [state[p]["step"] for p in with_grad],
         fused=True,
@@ -54,6 +54,11 @@ def fallback_step(parameters: Sequence[Tensor], state: dict[Any, Any], group: di
         maximize=False,
     )
     return Work.of(update(sum(p.numel() for p in with_grad), operations=16, touched=7))
+
+
+def _real(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The same memory as real numbers, for complex tensors: each part is a parameter of its own, as in torch's AdamW."""
+    return [torch.view_as_real(x) if x.is_complex() else x for x in tensors]
 
 
 def start_state(parameters: Sequence[Tensor], state: dict[Any, Any]) -> None:  # Any: torch's own type

@@ -25,8 +25,8 @@ from heatbath.optim.coverage import Coverage, describe
 from heatbath.optim.damping import Damping
 from heatbath.optim.fallback import fallback_step
 from heatbath.optim.layout import Layout
-from heatbath.optim.observing import Seen, passed_terms, turned_round
-from heatbath.optim.options import complete_group
+from heatbath.optim.observing import Seen, passed_terms, summed_terms, turned_round
+from heatbath.optim.options import complete_group, own_parameters
 from heatbath.optim.policy import Policy
 from heatbath.optim.proposal import Proposal, move, objective
 from heatbath.optim.renewal import renew_averages, renew_state
@@ -126,8 +126,10 @@ class NaturalGradient(torch.optim.Optimizer):
         """Add parameters of the model, later-unfrozen layers for example; options left out are the defaults.
 
         Raises:
-            ValueError: an option out of range.
+            ValueError: an option out of range, or a parameter that is not the model's.
         """
+        if self._built:
+            param_group = {**param_group, "params": own_parameters(self.model, param_group)}
         super().add_param_group(complete_group(param_group, self.defaults, self.policy.fallback_lr))
         if self._built:
             self.refresh_layout()
@@ -304,15 +306,9 @@ class NaturalGradient(torch.optim.Optimizer):
 
     def _count(self) -> int:
         """What gradients are divided by to be those of a mean over examples: D of a summed loss, else 1."""
-        if self.policy.reduction is not Reduction.SUM:
-            return 1
-        count = passed_terms(self.capture, Reduction.SUM)
-        if count is None:
-            self._warn_once(
-                "the examples of a summed loss could not be counted, and its gradients are taken as they are: call the model "
-                "itself, not its parts, or use a mean loss"
-            )
-        return count or 1
+        count, complaint = summed_terms(self.capture, self.policy.reduction)
+        self._warn_once(complaint)
+        return count
 
     def propose(self) -> Proposal:
         """Gradients, natural gradients and what they predict, stack by stack."""

@@ -90,6 +90,19 @@ def passed_terms(capture: Capture, reduction: Reduction | None) -> int | None:
     return sum(positions if rows else examples for examples, positions in capture.terms.values()) or None
 
 
+def summed_terms(capture: Capture, reduction: Reduction | None) -> tuple[int, str | None]:
+    """D of a summed loss, or 1 for another loss; and a complaint where it could not be counted."""
+    if reduction is not Reduction.SUM:
+        return 1, None
+    count = passed_terms(capture, reduction)
+    if count is not None:
+        return count, None
+    return 1, (
+        "the examples of a summed loss could not be counted, and its gradients are taken as they are: call the model itself, "
+        "not its parts, or use a mean loss"
+    )
+
+
 def turned_round(stacks: Sequence[Stack], capture: Capture) -> str | None:
     """A complaint about layers that see examples where the model's outputs have positions, and the other way round.
 
