@@ -177,3 +177,8 @@ def eigh(n: int) -> Kernel:
 def elementwise(numbers: int, operations: float = 1.0) -> Kernel:
     """An elementwise pass over `numbers` numbers."""
     return Kernel("elementwise", (numbers,), operations * numbers, 8.0 * numbers)
+
+
+def update(parameters: int, operations: int, touched: int) -> Kernel:
+    """An optimizer's pass over its parameters: operations, and numbers read or written, for each of them."""
+    return Kernel("elementwise", (parameters,), float(operations * parameters), 4.0 * touched * parameters)

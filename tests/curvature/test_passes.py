@@ -104,6 +104,44 @@ def test_observed_outputs_of_a_checkpointed_model(together):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
+class Middle(nn.Module):
+    """Three layers, the middle one checkpointed or not."""
+
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+        self.reentrant = reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).tanh()
+        h = self.middle(h) if self.reentrant is None else checkpoint(self.middle, h, use_reentrant=self.reentrant)
+        return self.last(h.tanh())
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_layers_are_seen_once_in_the_ordinary_backward_pass(reentrant):
+    """A reentrant checkpoint runs a backward pass within the backward pass."""
+    found = []
+    for kind in (None, reentrant):
+        model = fill(Middle(kind))
+        optimizer = optimizer_for(model)
+        F.cross_entropy(model(noise(6, 4)), torch.arange(6) % 3).backward()
+        assert rows(optimizer) == 3 * 6
+        assert list(optimizer.capture.terms.values()) == [(6, 6)]
+        found.append(factors(optimizer))
+    for name, block in found[0].items():
+        torch.testing.assert_close(block.dense(), found[1][name].dense(), rtol=1e-12, atol=1e-14)
+
+
+def test_observing_through_reentrant_checkpoints_is_refused():
+    model = fill(Middle(True))
+    optimizer = observer(model, ExactFisher(Categorical()))
+    with pytest.raises(
+        ValueError, match=r"observe cannot pull vectors back through reentrant checkpoints.*use_reentrant=False"
+    ):
+        optimizer.observe(model(noise(6, 4)))
+
+
 def test_nothing_is_pulled_back_through_outputs_without_a_graph():
     model = mlp(4, 3)
     optimizer = observer(model, ExactFisher(Categorical()))
@@ -261,3 +299,25 @@ def test_sharing_is_checked_at_the_door():
     with pytest.raises(ValueError, match=r"0: reduce cannot average one-hot inputs; use Sharing\.EXPAND for embeddings"):
         KFAC(model, policy=replace(PLAIN, sharing={"0": Sharing.REDUCE}))
     KFAC(model, policy=Policy(sharing={"0": Sharing.EXPAND, "1": Sharing.REDUCE}))
+    nested = nn.Sequential(nn.Sequential(nn.Linear(4, 4)), nn.ReLU())
+    for name, kind in (("0", "Sequential"), ("1", "ReLU")):
+        with pytest.raises(ValueError, match=f"sharing names '{name}', a {kind} without curvature of its own: name the layers"):
+            KFAC(nested, policy=replace(PLAIN, sharing={name: Sharing.REDUCE}))
+
+
+def test_sharing_of_a_tied_layer_may_be_named_by_either_of_its_names():
+    def tied() -> nn.Sequential:
+        model = fill(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)))
+        model[2].weight, model[2].bias = model[0].weight, model[0].bias
+        return model
+
+    found = []
+    for sharing in ({}, {"0": Sharing.REDUCE}, {"2": Sharing.REDUCE}, {"0": Sharing.REDUCE, "2": Sharing.REDUCE}):
+        model = tied()
+        optimizer = optimizer_for(model, sharing=sharing)
+        model(noise(3, 5, 4)).mean(1).square().sum(1).mean().backward()
+        found.append(factors(optimizer)["0"].dense())
+    assert error(found[0], found[1]) > 0.1
+    assert all(torch.equal(found[1], other) for other in found[2:])
+    with pytest.raises(ValueError, match="2 is tied to a layer for which sharing says EXPAND: choose one for both"):
+        KFAC(tied(), policy=replace(PLAIN, sharing={"0": Sharing.EXPAND, "2": Sharing.REDUCE}))

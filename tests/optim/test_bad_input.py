@@ -54,6 +54,13 @@ def test_a_parameter_of_another_model_is_refused():
         KFAC(network(), [{"params": nn.Linear(2, 2).parameters()}])
 
 
+def test_a_parameter_of_another_model_is_refused_in_a_later_group_too():
+    optimizer = KFAC(network())
+    with pytest.raises(ValueError, match="a parameter group holds a parameter that is not one of the model's"):
+        optimizer.add_param_group({"params": nn.Linear(2, 2).parameters()})
+    assert len(optimizer.param_groups) == 1
+
+
 @pytest.mark.parametrize("name", ["lr", "damping", "weight_decay"])
 @pytest.mark.parametrize("value", [-1e-3, float("nan")])
 def test_options_below_zero_are_refused(name, value):

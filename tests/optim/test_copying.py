@@ -56,6 +56,17 @@ def test_a_copied_pair_goes_on_bit_equal_and_apart(options, copied, steps):
     assert twin.report() == optimizer.report()
 
 
+def test_a_pair_with_a_layer_that_was_frozen_meanwhile_is_copied():
+    model = network()
+    optimizer = KFAC(model, policy=POLICY)
+    train(model, optimizer, batches(2))
+    model[0].requires_grad_(False)
+    other, twin = copy.deepcopy((model, optimizer))
+    other[0].requires_grad_(True)
+    learn(other, twin, batches(4))
+    assert min(age for stack in twin.stacks for age in stack.ages) > max(age for s in optimizer.stacks for age in s.ages)
+
+
 def test_an_optimizer_copied_alone_has_a_model_of_its_own():
     model = network()
     optimizer = KFAC(model)

@@ -47,6 +47,18 @@ def test_a_skipped_layer_is_under_adamw_with_its_kind():
     assert ("4.weight", "Linear", "adamw") in [(r.name, r.kind, r.treatment) for r in rows]
 
 
+def test_tied_layers_are_listed_once_with_all_their_names():
+    """Alike they are one site; unlike ones would need a sum of Kronecker products, and are AdamW's."""
+    net = nn.ModuleDict({"table": nn.Embedding(9, 4), "a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
+    net["head"] = nn.Linear(4, 9, bias=False)
+    net["head"].weight, net["b"].weight, net["b"].bias = net["table"].weight, net["a"].weight, net["a"].bias
+    rows = KFAC(net).coverage().rows
+    assert [(r.name, r.kind, r.treatment, r.parameters) for r in rows] == [
+        ("a", "Linear", "kfac 4×5, tied: a and b", 20),
+        ("table.weight", "Embedding + Linear", "adamw, tied: table and head", 36),
+    ]
+
+
 def test_state_bytes_are_those_of_every_tensor_held():
     """One Linear(3, 2) in float32: averages, inverses and momentum, and the sums where they are held."""
     net = nn.Linear(3, 2)

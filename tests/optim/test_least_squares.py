@@ -32,7 +32,7 @@ def natural_step(model: nn.Module, x: Tensor, y: Tensor, *, solver=None, reducti
     generator = torch.Generator().manual_seed(0)
     optimizer = optimizer_for(model, lr=lr, damping=0.0, solver=solver, reduction=reduction, generator=generator)
     exact_passes(model, x, squared_error, y.numel() // y.shape[-1])
-    optimizer.zero_grad()
+    model.zero_grad()
     optimizer.capture.enabled = False
     F.mse_loss(model(x), y).backward()
     optimizer.step()
@@ -89,7 +89,7 @@ def test_one_convolution_is_solved_in_one_step_too():
     optimizer = optimizer_for(model, lr=1.0, damping=0.0, reduction=Reduction.ROWS)
     for c in range(3):  # √(2/C) e_c at each of the 54 positions, three passes
         (model(x)[:, c].sum() * (2 / 3) ** 0.5 / (54 * 3**0.5)).backward()
-    optimizer.zero_grad()
+    model.zero_grad()
     optimizer.capture.enabled = False
     F.mse_loss(model(x), y).backward()
     optimizer.step()

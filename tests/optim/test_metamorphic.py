@@ -61,7 +61,7 @@ def test_a_scaled_loss_with_scaled_damping_leaves_the_exact_step(c):
         optimizer = optimizer_for(model, lr=0.3, damping=0.1 * scale)
         columns = lambda outputs: [scale**0.5 * s for s in squared_error(outputs)]  # noqa: B023, E731
         exact_passes(model, x, columns, 9)
-        optimizer.zero_grad()
+        model.zero_grad()
         optimizer.capture.enabled = False
         (scale * F.mse_loss(model(x), y)).backward()
         optimizer.step()

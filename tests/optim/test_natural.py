@@ -190,6 +190,32 @@ def test_parameters_without_a_rule_are_trained_by_adamw():
     torch.testing.assert_close(model.scale, other.scale, rtol=1e-12, atol=1e-12)
 
 
+def test_complex_parameters_are_trained_by_adamw_too():
+    """Real and imaginary parts are parameters of their own, in torch's AdamW as here."""
+
+    class Wave(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.phase = nn.Parameter(torch.complex(noise(4, seed=1), noise(4, seed=2)))
+            self.last = nn.Linear(4, 3).double()
+
+        def forward(self, x):
+            return self.last((x * self.phase).abs())
+
+    model, other = Wave(), Wave()
+    other.load_state_dict(model.state_dict())
+    with pytest.warns(UserWarning, match="no layer of this model has a curvature rule"):
+        optimizer = KFAC(model, policy=replace(PLAIN, fallback_lr=0.02, skip=lambda name, module: name == "last"))
+    theirs = torch.optim.AdamW(other.parameters(), lr=0.02, weight_decay=0.0)
+    for index in range(4):
+        for network_, step in ((model, optimizer), (other, theirs)):
+            step.zero_grad()
+            backward(network_, index)
+            step.step()
+    torch.testing.assert_close(model.phase, other.phase, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(model.last.weight, other.last.weight, rtol=1e-11, atol=1e-12)
+
+
 def test_a_layer_that_is_skipped_is_trained_by_adamw():
     model = network()
     optimizer = KFAC(model, policy=Policy(skip=lambda name, module: name == "3"))

@@ -78,16 +78,26 @@ def test_stacks_without_any_gradient_are_left_out():
     assert optimizer.layout.packing.gather([0.0]) == {}
 
 
+def test_a_frozen_layer_whose_packing_is_no_view_is_left_alone_beside_its_like():
+    """A gradient may be left from before; the rule no longer speaks of the block."""
+    model, optimizer = two()
+    model[2].requires_grad_(False)
+    gathered = optimizer.layout.packing.gather([0.0])
+    assert gathered[1][:2].abs().max() == 0
+    changed = {id(p) for parameters, _ in optimizer.layout.packing.scatter(gathered).values() for p in parameters}
+    assert changed == {id(p) for index in (0, 1, 3) for p in model[index].parameters()}
+
+
 def test_absent_sites_count_as_zeros_and_do_not_move():
     model, optimizer = two()
-    absent = {id(site) for site in optimizer.sites if site.name in ("0", "2")}
+    absent = {site for site in optimizer.sites if site.name in ("0", "2")}
     gathered = optimizer.layout.packing.gather([0.0], absent)
     assert gathered[0][0].abs().max() == 0
     assert gathered[1][:2].abs().max() == 0
     assert gathered[0][1].abs().max() > 0
     changed = {id(p) for parameters, _ in optimizer.layout.packing.scatter(gathered, absent).values() for p in parameters}
     assert changed == {id(p) for layer in (model[1], model[3]) for p in layer.parameters()}
-    assert optimizer.layout.packing.gather([0.0], {id(site) for site in optimizer.sites}) == {}
+    assert optimizer.layout.packing.gather([0.0], set(optimizer.sites)) == {}
 
 
 def test_l2_is_added_to_gradients():

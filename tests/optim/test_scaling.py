@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from heatbath.curvature import Categorical, EmpiricalFisher, ExactFisher, InputOnly, Reduction
-from heatbath.optim import KFAC, Policy
+from heatbath.optim import KFAC, Policy, preconditioned
 from heatbath.solvers import Eigen
 from tests.laws import batches, network, noise, parameters_of
 
@@ -166,3 +166,61 @@ def test_half_precision_weights_train_under_a_scaler():
         losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]
     assert {s.mean.left.matrix.dtype for s in optimizer.stacks} == {torch.float32}
+
+
+class Wrapper:
+    """An optimizer around another one, as frameworks have them; it does not speak the scaler's protocol."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner, self.param_groups = inner, inner.param_groups
+
+    def step(self) -> None:
+        self.inner.step()
+
+
+@pytest.mark.parametrize("how", ["wrapped", "told", "told and preconditioned"])
+def test_a_step_that_is_called_by_something_else_knows_the_scale(how):
+    """Through a wrapper the scaler is found; where the user unscales and steps alone, it has to be told."""
+    models = []
+    for scaled in (False, True):
+        model = network()
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=2, enabled=scaled)
+        if how == "told and preconditioned":
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            curved = preconditioned(optimizer, model, policy=POLICY)
+        else:
+            optimizer = curved = KFAC(model, lr=0.1, policy=POLICY)
+        if how != "wrapped":
+            curved.scaler = scaler
+        wrapper = Wrapper(optimizer)
+        for x, y in batches(4):
+            model.zero_grad()
+            scaler.scale(F.cross_entropy(model(x), y)).backward()
+            if how == "wrapped":
+                scaler.step(wrapper)
+            else:
+                scaler.unscale_(optimizer)
+                optimizer.step()
+            scaler.update()
+        models.append(model)
+    assert all(torch.equal(p, q) for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True))
+
+
+def test_a_scaler_far_up_the_stack_that_is_not_stepping_plays_no_part():
+    """Something of its class that calls a training loop: only `GradScaler.step` itself counts."""
+
+    class Trainer(torch.amp.GradScaler):
+        def fit(self, model: nn.Module) -> None:
+            optimizer = KFAC(model, lr=0.1, policy=POLICY)
+            self.scale(torch.ones(()))  # it has a scale now
+            ((x, y),) = batches(1)
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+    model, other = network(), network()
+    Trainer("cpu").fit(model)
+    optimizer = KFAC(other, lr=0.1, policy=POLICY)
+    ((x, y),) = batches(1)
+    F.cross_entropy(other(x), y).backward()
+    optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))

@@ -3,10 +3,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from heatbath.curvature import Sharing, find_sites
+from heatbath.curvature import find_sites
 from heatbath.layers import default_rules
 from heatbath.optim import KFAC
-from heatbath.optim.stacks import build_stacks, find_places, sharing_of
+from heatbath.optim.stacks import build_stacks, find_places
 
 
 def stacks_of(model: nn.Module, group_of=lambda name: 0):
@@ -44,12 +44,6 @@ def test_every_block_of_a_site_has_a_place_in_order():
         for stack, place in places[id(site)]:
             assert place in stack.places
     assert sum(s.length for s in stacks) == sum(b.places for site in sites for b in site.blocks)
-
-
-def test_sharing_is_expand_unless_named():
-    (site,), _ = stacks_of(nn.Sequential(nn.Linear(2, 2)))
-    assert sharing_of(site, {}) is Sharing.EXPAND
-    assert sharing_of(site, {"0": Sharing.REDUCE}) is Sharing.REDUCE
 
 
 def test_an_optimizer_has_one_stack_per_shape():

@@ -44,7 +44,7 @@ def test_a_clipped_step_changes_the_predictions_by_half_the_bound(kappa):
     optimizer = optimizer_for(model, **policy)
     object.__setattr__(optimizer.policy, "trust", KLClip(kappa))
     exact_passes(model, x, gaussian, 40)
-    optimizer.zero_grad()
+    model.zero_grad()
     optimizer.capture.enabled = False
     before = model(x)
     (0.5 * F.mse_loss(before, y, reduction="sum") / 40).backward()

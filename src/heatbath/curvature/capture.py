@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
@@ -36,6 +37,7 @@ from heatbath.layers import Call, RandomState, Rows
 
 Sink = Callable[[Site, int, tuple[Rows, ...]], None]
 Shape = tuple[int, int]  # examples, positions
+_Leaf = tuple[Any, torch.dtype, torch.device]  # Any: a node of the autograd graph, which a cast parameter no longer ends in
 _tokens = count()
 
 
@@ -50,6 +52,8 @@ class Capture:
         enabled: whether forward passes are watched; switch it off where no factors are due.
         listening: whether ordinary backward passes are delivered; `pull_back` delivers others.
         counting: whether terms of the loss are counted even where `enabled` is off.
+        batch_dim: 1 where positions come before examples, in the model's inputs and outputs and in layers that act position by
+            position; those that know better by themselves (attention, recurrent layers) are asked.
         terms: examples and positions of each forward pass that a training backward pass came back to.
         pull: number of the present pull through one forward pass, from 0.
     """
@@ -59,6 +63,7 @@ class Capture:
     enabled: bool = True
     listening: bool = True
     counting: bool = False
+    batch_dim: int = 0
     passes: int = 0
     terms: dict[int, Shape] = field(default_factory=dict)
     pull: int = 0
@@ -69,7 +74,7 @@ class Capture:
     _sink: weakref.WeakMethod[Any] | None = None  # Any: a Sink
     _shapes: dict[int, Shape] = field(default_factory=dict)
     _random: dict[int, RandomState] = field(default_factory=dict)
-    _leaves: dict[int, list[Any]] = field(default_factory=dict)  # Any: nodes of the autograd graph
+    _leaves: dict[int, list[_Leaf]] = field(default_factory=dict)
     _handles: list[RemovableHandle] = field(default_factory=list)
 
     def attach(self, sink: Sink) -> None:
@@ -98,7 +103,26 @@ class Capture:
         self.token = next(_tokens)
         compiled.register(self.token, self)
         self._sink = weakref.WeakMethod(sink)
-        self._leaves = {id(site): site.leaves() for site in self.sites}
+        self._leaves = {id(site): _leaves(site) for site in self.sites}
+
+    def follow(self, site: Site) -> None:
+        """Find the ends of the autograd graph of a site whose parameters were cast after the optimizer was built.
+
+        Raises:
+            ValueError: they are on another device, or double where they were not: sums and states would not fit.
+        """
+        if site.is_sharded():
+            return  # what stands in for its parameters is noted before each call
+        known, parameters = self._leaves[id(site)], site.held.values()
+        if all(n is not None and p.dtype == d and p.device == v for (n, d, v), p in zip(known, parameters, strict=True)):
+            return
+        for (_, dtype, device), p in zip(known, parameters, strict=True):
+            if p.device != device or (p.dtype != dtype and torch.float64 in (p.dtype, dtype)):
+                raise ValueError(
+                    f"{site.name or 'the model'} became {p.dtype} on {p.device} after the optimizer was built for {dtype} on "
+                    f"{device}: move and cast a model first, or call opt.refresh_layout()"
+                )
+        self._leaves[id(site)] = _leaves(site)
 
     def detach(self) -> None:
         """Remove the hooks."""
@@ -137,9 +161,10 @@ class Capture:
             self.passes += 1
             self._returned = False
 
-    def arrive(self, pass_number: int, shape: Shape, _: Any = None) -> None:  # Any: the gradient
-        """Note that a gradient came to the output of a pass with so many examples and positions."""
-        if not self._pulling and any(self._trains(site) for site in self.sites):
+    def arrive(self, pass_number: int, shape: Shape | None, _: Any = None) -> None:  # Any: the gradient
+        """Note that a gradient came to the output of a pass with so many examples and positions; None: as its inputs have."""
+        shape = self._shapes.get(pass_number) if shape is None else shape
+        if shape is not None and not self._pulling and any(self._trains(site) for site in self.sites):
             self.terms[pass_number] = shape
 
     def forget(self) -> None:
@@ -157,11 +182,15 @@ class Capture:
         if not self._pulling and pass_number not in self.terms and pass_number in self._shapes:
             self.terms[pass_number] = self._shapes[pass_number]
         self._returned = True
+        if self.batch_dim and site.rule.positionwise(module) and grad.ndim > 2:
+            call, grad = call.transposed(), grad.transpose(0, 1)
         sink(site, pass_number, site.rule.rows(module, call, _detached(grad)))
 
     def _trains(self, site: Site) -> bool:
         """Whether the backward pass that runs now computes the gradient of a site's parameters."""
-        for node in self._leaves[id(site)]:
+        for node, *_ in self._leaves[id(site)]:
+            if node is None:
+                continue
             try:
                 if torch._C._will_engine_execute_node(node):
                     return True
@@ -180,7 +209,7 @@ def _note_pass(capture: Capture, module: nn.Module, args: tuple[Any, ...], kwarg
     if torch.compiler.is_compiling():
         return compiled.begin(args, kwargs, capture.token)
     first = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim > 0), None)
-    capture.begin(None if first is None else shape_of(first))
+    capture.begin(None if first is None else shape_of(first, capture.batch_dim))
     return None
 
 
@@ -197,13 +226,11 @@ def _note_outputs(capture: Capture, module: nn.Module, args: tuple[Any, ...], ou
 @torch.compiler.disable
 def _hang_count(capture: Capture, output: Any) -> None:  # Any: as above
     """The eager way."""
-    pass_number = capture.passes
-    for x in _tensors(output):
-        if x.ndim > 0 and x.requires_grad:
-            x.register_hook(partial(capture.arrive, pass_number, shape_of(x)))
-            return
-    if pass_number in capture._shapes:
-        capture.terms[pass_number] = capture._shapes[pass_number]
+    found = [x for x in _tensors(output) if x.requires_grad]
+    if found:
+        first = next((x for x in found if x.ndim > 0), found[0])
+        shape = shape_of(first, capture.batch_dim) if first.ndim > 0 else None
+        first.register_hook(partial(capture.arrive, capture.passes, shape))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:  # Any: as above
@@ -227,7 +254,7 @@ def _note_random(capture: Capture, module: nn.Module, args: tuple[Any, ...]) -> 
 def _note_leaves(capture: Capture, site: Site, module: nn.Module, args: tuple[Any, ...]) -> None:  # Any: as above
     """Note what stands in for parameters in pieces; after the call it may be gone already."""
     if capture.enabled and torch.is_grad_enabled():
-        capture._leaves[id(site)] = site.leaves()
+        capture._leaves[id(site)] = _leaves(site)
 
 
 def _note_call(
@@ -248,6 +275,7 @@ def _hang(capture: Capture, site: Site, module: nn.Module, args: Any, kwargs: An
     if not _is_as_found(site):
         return
     capture.begin_without()
+    capture.follow(site)
     target = site.rule.outputs(module, output)
     random = capture._random.pop(id(module), None)
     call = Call(_detached(args), _detached(kwargs), None, module.training, random)
@@ -303,6 +331,13 @@ class _View:
             grad = torch.empty_strided(grad.shape, self.stride, dtype=grad.dtype, device=grad.device).copy_(grad)
         size, stride, offset = self.own
         return grad.as_strided(size, stride, offset + grad.storage_offset())
+
+
+def _leaves(site: Site) -> list[_Leaf]:
+    """Where the gradients of a site's parameters are accumulated; None for one that is frozen by now."""
+    if site.is_sharded():
+        return [(node, *next((p.dtype, p.device) for p in site.held.values())) for node in site.leaves()]
+    return [(get_gradient_edge(p).node if p.requires_grad else None, p.dtype, p.device) for p in site.held.values()]
 
 
 def _is_as_found(site: Site) -> bool:

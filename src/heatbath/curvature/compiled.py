@@ -26,10 +26,14 @@ if TYPE_CHECKING:
 _CAPTURES: weakref.WeakValueDictionary[int, Capture] = weakref.WeakValueDictionary()
 
 
-def shape_of(tensor: Tensor) -> tuple[int, int]:
-    """Examples and positions of a model's output or input: `[B, …, C]`, images `[B, C, …]`, indices `[B, …]`."""
+def shape_of(tensor: Tensor, batch_dim: int = 0) -> tuple[int, int]:
+    """Examples and positions of a model's output or input: `[B, …, C]`, images `[B, C, …]`, indices `[B, …]`.
+
+    Where `batch_dim` is 1, also sequences `[T, B, C]` and indices `[T, B]`.
+    """
     features = 1 if tensor.ndim < 2 or not tensor.is_floating_point() else tensor.shape[1 if tensor.ndim > 3 else -1]
-    return tensor.shape[0], tensor.numel() // max(features, 1)
+    sequence = tensor.ndim == (3 if tensor.is_floating_point() else 2)
+    return tensor.shape[batch_dim if sequence else 0], tensor.numel() // max(features, 1)
 
 
 def register(token: int, capture: Capture) -> None:
@@ -62,7 +66,7 @@ def begin(args: tuple[Any, ...], kwargs: dict[str, Any], token: int) -> Any:  # 
 
 def arrive(output: Tensor, token: int) -> Any:  # Any: the output, or None for "as it is"
     """Pass the model's output on and count its terms when its gradient arrives."""
-    if output.ndim == 0 or not output.requires_grad:
+    if not output.requires_grad:
         return None
     return torch.ops.heatbath.arrive(output, token)[0]
 
@@ -71,7 +75,7 @@ def arrive(output: Tensor, token: int) -> Any:  # Any: the output, or None for "
 def _begin(x: Tensor, token: int) -> Tensor:
     capture = _CAPTURES.get(token)
     if capture is not None:
-        capture.begin(shape_of(x))
+        capture.begin(shape_of(x, capture.batch_dim))
     return x.clone()
 
 
@@ -86,7 +90,7 @@ def _arrived(grad: Tensor, note: Tensor) -> Tensor:
     token, pass_number = note.tolist()
     capture = _CAPTURES.get(token)
     if capture is not None:
-        capture.arrive(pass_number, shape_of(grad))
+        capture.arrive(pass_number, shape_of(grad, capture.batch_dim) if grad.ndim > 0 else None)
     return grad.clone()
 
 

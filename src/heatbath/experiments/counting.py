@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from heatbath.experiments.experiment import Loss
-from heatbath.work import Kernel, Work, elementwise, matmul
+from heatbath.work import Kernel, Work, elementwise, matmul, update
 
 # Operations and numbers (read + written) per parameter of one update, from the update rules.
 UPDATES = {"SGD": (5, 5), "Adam": (14, 7), "AdamW": (16, 7), "NAdam": (20, 7)}
@@ -84,7 +84,7 @@ def update_work(optimizer: torch.optim.Optimizer) -> Work | None:
         return None
     operations, numbers = UPDATES[type(optimizer).__name__]
     parameters = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
-    return Work.of(Kernel("elementwise", (parameters,), float(operations * parameters), 4.0 * numbers * parameters))
+    return Work.of(update(parameters, operations, numbers))
 
 
 def total_work(optimizer: torch.optim.Optimizer, *, model_step: Work, steps: int) -> Work | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -83,6 +83,11 @@ class Call:
         """One argument, given by position or by name; None where the caller left it out."""
         return self.args[position] if position < len(self.args) else self.kwargs.get(name)
 
+    def transposed(self) -> Call:
+        """The same call with the first two dimensions of its input exchanged."""
+        args = (self.argument(0, "input").transpose(0, 1), *self.args[1:])
+        return replace(self, args=args, kwargs={name: x for name, x in self.kwargs.items() if name != "input"})
+
 
 class LayerRule(ABC):
     """Stateless knowledge about one family of layers.
@@ -109,6 +114,10 @@ class LayerRule(ABC):
 
     def draws(self, module: nn.Module) -> bool:
         """Whether a call draws random numbers that `rows` has to repeat; then `Call.random` says from where."""
+        return False
+
+    def positionwise(self, module: nn.Module) -> bool:
+        """Whether the module does the same at every position, so that positions may come before examples in its input."""
         return False
 
     @abstractmethod

@@ -29,6 +29,9 @@ class EmbeddingRule(AffineRule):
     def supports(self, module: nn.Module) -> bool:
         return is_plain(module, nn.Embedding, ("weight",)) and not module.scale_grad_by_freq
 
+    def positionwise(self, module: nn.Module) -> bool:
+        return True
+
     def maps(self, module: nn.Module) -> tuple[Affine, ...]:
         return (_table(module),)
 

@@ -26,6 +26,9 @@ class LinearRule(AffineRule):
     def supports(self, module: nn.Module) -> bool:
         return is_plain(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear)
 
+    def positionwise(self, module: nn.Module) -> bool:
+        return True
+
     def maps(self, module: nn.Module) -> tuple[Affine, ...]:
         assert isinstance(module, nn.Linear)
         shape = (1, module.out_features, module.in_features)

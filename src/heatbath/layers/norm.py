@@ -43,6 +43,9 @@ class NormRule(AffineRule):
     def supports(self, module: nn.Module) -> bool:
         return any(is_plain(module, kind) for kind in CHANNEL_KINDS + TRAILING_KINDS)
 
+    def positionwise(self, module: nn.Module) -> bool:
+        return isinstance(module, TRAILING_KINDS)
+
     def maps(self, module: nn.Module) -> tuple[Affine, ...]:
         weight = getattr(module, "weight", None)
         features = 0 if weight is None else weight.numel()

@@ -70,6 +70,14 @@ def restore(optimizer: NaturalGradient, plain: dict[str, Any]) -> None:  # Any: 
     optimizer.layout.settle()
 
 
+def enter(optimizer: NaturalGradient) -> None:
+    """An entry of state for each parameter, as `torch.distributed.checkpoint` expects."""
+    if not optimizer._entered:
+        for p in (p for group in optimizer.param_groups for p in group["params"] if p.requires_grad):
+            optimizer.state[p]  # a defaultdict
+        optimizer._entered = True
+
+
 def rehearse(optimizer: NaturalGradient) -> None:
     """Allocate all state without counting anything as done.
 
@@ -90,7 +98,7 @@ def rehearse(optimizer: NaturalGradient) -> None:
     torch.set_rng_state(before[1])
     for params in optimizer.layout.fallback:
         start_state(params, optimizer.state)
-    optimizer._enter()
+    enter(optimizer)
 
 
 def layout(optimizer: NaturalGradient) -> list[dict[str, Any]]:  # Any: plain Python

@@ -27,7 +27,7 @@ def fold_squares(stack: Stack, batch: Tensor | None, decay: float) -> None:
     seen = [c.rows > 0 for c in stack.sums.counts]
     weights = torch.tensor(average_weights(stack.square_ages, seen, decay, stack.sums.spans), dtype=batch.dtype)
     finite = torch.isfinite(batch.flatten(1).sum(1))
-    weight = torch.where(finite, weights.to(batch.device), 0.0).view(-1, 1, 1)
+    weight = torch.where(finite, weights.to(batch.device, non_blocking=True), 0.0).view(-1, 1, 1)
     old = stack.corrected.values
     new = torch.where(finite.view(-1, 1, 1), batch, 0.0)
     stack.corrected = EigenCorrected(stack.corrected.left, stack.corrected.right, old + weight * (new - old))
@@ -56,7 +56,7 @@ def correct(stack: Stack, *, rotate: bool) -> tuple[Operator, Work]:
         work = work + Work.of(matmul(out, out, out), stack.length) + Work.of(matmul(inputs, inputs, inputs), stack.length)
         known = [age > 0 for age, span in zip(stack.square_ages, stack.sums.spans, strict=True) for _ in range(span)]
         turned = turn_left @ stack.corrected.values @ turn_right.mT
-        values = torch.where(torch.tensor(known, device=values.device).view(-1, 1, 1), turned, values)
+        values = torch.where(torch.tensor(known).to(values.device, non_blocking=True).view(-1, 1, 1), turned, values)
     stack.corrected = EigenCorrected(spectrum.left, spectrum.right, values)
     stack.sums.squares = SquareSums.zeros(stack.corrected)
     return stack.corrected, work

@@ -60,14 +60,20 @@ def describe(stacks: Sequence[Stack], sites: Sequence[Site], model: nn.Module, f
         fallback: parameters left to AdamW.
     """
     names = {id(p): name for name, p in model.named_parameters()}
-    kinds = {id(p): type(m).__name__ for m in model.modules() for p in m.parameters(recurse=False)}
+    users: dict[int, list[tuple[str, str]]] = {}  # of each parameter: names and kinds of modules
+    for name, module in model.named_modules():
+        for p in module.parameters(recurse=False):
+            users.setdefault(id(p), []).append((name or "(model)", type(module).__name__))
+    kinds = {key: " + ".join(dict.fromkeys(kind for _, kind in own)) for key, own in users.items()}
+    ties = {key: f", tied: {' and '.join(name for name, _ in own)}" * (len(own) > 1) for key, own in users.items()}
     rows = []
     for site in sites:
         shapes = " + ".join(f"{b.places}×" * (b.places > 1) + f"{b.domain[0]}×{b.domain[1]}" for b in site.blocks)
         numbers = sum(p.numel() for p in site.parameters().values())
-        rows.append(Covered(site.name or "(model)", type(site.module).__name__, f"kfac {shapes}", numbers))
+        tie = "".join({ties[id(p)] for p in site.parameters().values() if site.twins and id(p) in ties})
+        rows.append(Covered(site.name or "(model)", type(site.module).__name__, f"kfac {shapes}{tie}", numbers))
     known = {id(p) for p in fallback} | {id(p) for site in sites for p in site.parameters().values()}
-    rows += [Covered(names[id(p)], kinds[id(p)], "adamw", p.numel()) for p in fallback]
+    rows += [Covered(names[id(p)], kinds[id(p)], f"adamw{ties[id(p)]}", p.numel()) for p in fallback]
     for name, p in model.named_parameters():
         if id(p) not in known:
             rows.append(Covered(name, kinds[id(p)], "untrained" if p.requires_grad else "frozen", p.numel()))

@@ -15,8 +15,9 @@ unreliable on stochastic losses.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -106,6 +107,11 @@ class LevenbergMarquardt:
     def due(self, step: int) -> bool:
         """Whether to adapt at `step`."""
         return (step + 1) % self.every == 0
+
+    def renew(self, groups: Sequence[dict[str, Any]], ratio: Tensor) -> None:  # Any: torch's own type
+        """Put the next λ into parameter groups."""
+        for group in groups:
+            group["damping"] = self(torch.as_tensor(group["damping"], dtype=ratio.dtype, device=ratio.device), ratio)
 
     def __call__(self, damping: Tensor, ratio: Tensor) -> Tensor:
         """The next λ from the present one and ρ, all 0-d; a ratio that is no number counts as a failure."""

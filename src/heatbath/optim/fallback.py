@@ -15,10 +15,11 @@ from torch.optim.adamw import adamw
 
 from heatbath.curvature import piece
 from heatbath.optim.packing import strided
+from heatbath.work import Work, update
 
 
-def fallback_step(parameters: Sequence[Tensor], state: dict[Any, Any], group: dict[str, Any], finite: Tensor) -> None:
-    """One AdamW step for the parameters that have a gradient, in place.
+def fallback_step(parameters: Sequence[Tensor], state: dict[Any, Any], group: dict[str, Any], finite: Tensor) -> Work:
+    """One AdamW step for the parameters that have a gradient, in place; returns what it took.
 
     Args:
         parameters: the parameters.
@@ -28,11 +29,12 @@ def fallback_step(parameters: Sequence[Tensor], state: dict[Any, Any], group: di
     """
     with_grad = [p for p in parameters if p.grad is not None]
     if not with_grad:
-        return
+        return Work()
     gradients = [strided(p.grad) for p in with_grad if p.grad is not None]
     if group["l2"]:
         gradients = list(torch._foreach_add(gradients, with_grad, alpha=group["l2"]))
     adam_step(with_grad, gradients, state, group, finite, lr=group["lr"] * group["fallback_scale"])
+    return Work.of(update(sum(p.numel() for p in with_grad), operations=16, touched=7))
 
 
 def adam_step(
@@ -59,10 +61,10 @@ def adam_step(
         state[p]["step"] = state[p]["step"].to(p.device)  # a no-op but for the first step and after loading
     beta1, beta2 = group["betas"]
     adamw(
-        [piece(p) for p in parameters],
-        [piece(g) for g in gradients],
-        [piece(state[p]["exp_avg"]) for p in parameters],
-        [piece(state[p]["exp_avg_sq"]) for p in parameters],
+        _real([piece(p) for p in parameters]),
+        _real([piece(g) for g in gradients]),
+        _real([piece(state[p]["exp_avg"]) for p in parameters]),
+        _real([piece(state[p]["exp_avg_sq"]) for p in parameters]),
         [],
         [state[p]["step"] for p in parameters],
         fused=True,
@@ -75,6 +77,11 @@ def adam_step(
         eps=group["eps"],
         maximize=False,
     )
+
+
+def _real(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The same memory as real numbers, for complex tensors: each part is a parameter of its own, as in torch's AdamW."""
+    return [torch.view_as_real(x) if x.is_complex() else x for x in tensors]
 
 
 def start_state(parameters: Sequence[Tensor], state: dict[Any, Any]) -> None:  # Any: torch's own type

@@ -141,7 +141,7 @@ class JointNaturalGradient(torch.optim.Optimizer):
                 loss = closure()
         if not self._ready():
             return loss
-        curvature, gradient = self._curvature(loss_scale(self, search=True).captured), self._gradient()
+        curvature, gradient = self._curvature(loss_scale(self).captured), self._gradient()
         natural, finite = self._solve(curvature, gradient)
         scale = self._trust(natural, gradient)
         self._tally.add_step(scale, finite)
@@ -215,7 +215,8 @@ class JointNaturalGradient(torch.optim.Optimizer):
     def _solve(self, curvature: Gram, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """The natural gradient, and whether it may be used; 0 where not."""
         state, work = self.solver.prepare(curvature, previous=self._memory, generator=self.generator)
-        self._tally.add_refresh(work, self.solver.outcome(state))
+        self._tally.add_prepared(work, self.solver.outcome(state))
+        self._tally.refreshes += 1
         solution: Solution = self.solver.solve(state, gradient, generator=self.generator)
         self._tally.add_solve(solution)
         finite = torch.isfinite(solution.value @ gradient) & usable(solution.outcome)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -26,11 +26,14 @@ class Layout:
         sites: modules treated by curvature.
         stacks: their blocks.
         groups: the optimizer's parameter groups.
+        sharing: how shared positions of sites enter; expand for those left out.
     """
 
-    def __init__(self, sites: Sequence[Site], stacks: Sequence[Stack], groups: Groups) -> None:
-        self.sites, self.stacks = list(sites), list(stacks)
+    def __init__(self, sites: Sequence[Site], stacks: Sequence[Stack], groups: Groups, sharing: Mapping[Site, Sharing]) -> None:
+        self.sites, self.stacks, self.sharing = list(sites), list(stacks), sharing
         self.ready: set[str] = set()  # names of sites whose solver state rests on data
+        group_of = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
+        self.packing = Packing(self.sites, self.stacks, find_places(self.stacks), group_of)
         self.index(groups)
 
     @staticmethod
@@ -46,7 +49,6 @@ class Layout:
         Raises:
             ValueError: the policy shares positions in a way that cannot be.
         """
-        check_sharing(model, policy)
         if check_sharding(model) and (policy.fisher.observes or policy.quadratic is not None):
             raise ValueError(
                 "the parameters lie in pieces over processes (fully_shard), where observed outputs cannot be pulled back: use "
@@ -58,23 +60,20 @@ class Layout:
         stacks = build_stacks(sites, group_of, inputs_only=policy.fisher.inputs_only, max_dim=policy.max_dim)
         if old is not None:
             carry_over(old.stacks, stacks)
-        return Layout(sites, stacks, groups)
+        return Layout(sites, stacks, groups, find_sharing(model, sites, policy))
 
     def index(self, groups: Groups) -> None:
         """Find everything by identity, anew after a copy."""
         self._groups = groups
-        group_of = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
         self.places = find_places(self.stacks)
-        self.packing = Packing(self.sites, self.stacks, self.places, group_of)
         treated = {id(p) for site in self.sites for p in site.parameters().values()}
         self.fallback = [[p for p in group["params"] if id(p) not in treated] for group in groups]
         self.settle()
 
     def settle(self) -> None:
         """Note who is absent, after `ready` changed."""
-        absent = [site for site in self.sites if site.name not in self.ready]
-        self.absent = {id(site) for site in absent}
-        strays = {id(p) for site in absent for p in site.parameters().values()}
+        self.absent = {site for site in self.sites if site.name not in self.ready}
+        strays = {id(p) for site in self.absent for p in site.parameters().values()}
         self.strays = [[p for p in group["params"] if id(p) in strays] for group in self._groups]
 
     def welcome(self) -> list[Site]:
@@ -83,23 +82,38 @@ class Layout:
             if all(stack.ages[place.index] for stack, place in self.places[id(site)]):
                 self.ready.add(site.name)
         self.settle()
-        late = [site for site in self.sites if id(site) in self.absent]
+        late = [site for site in self.sites if site in self.absent]
         return [site for site in late if any(p.grad is not None for p in site.parameters().values())]
 
     def __getstate__(self) -> dict[str, Any]:  # Any: attributes
-        return {"sites": self.sites, "stacks": self.stacks, "ready": self.ready}
+        return {
+            "sites": self.sites,
+            "stacks": self.stacks,
+            "sharing": self.sharing,
+            "ready": self.ready,
+            "packing": self.packing,
+        }
 
 
-def check_sharing(model: nn.Module, policy: Policy) -> None:
-    """Refuse choices of `Sharing` for modules that do not exist or cannot follow them.
+def find_sharing(model: nn.Module, sites: Sequence[Site], policy: Policy) -> dict[Site, Sharing]:
+    """The sharing chosen for sites, by the name of their module or of one tied to it; expand for those left out.
 
     Raises:
-        ValueError: a name that is none of the model's, or an embedding that is to reduce.
+        ValueError: a name that is no layer's, tied layers that differ, or an embedding that is to reduce.
     """
     modules = dict(model.named_modules())
+    site_of = {id(module): site for site in sites for module in (site.module, *site.twins)}
+    chosen: dict[Site, Sharing] = {}
     for name, how in policy.sharing.items():
         if name not in modules:
             raise ValueError(f"sharing names {name!r}, which is no module of this model: use names as in model.named_modules()")
         rule = rule_for(modules[name], policy.rules)
-        if how is Sharing.REDUCE and rule is not None and any(b.diagonal_inputs for b in rule.blocks(modules[name])):
+        if rule is None:
+            kind = type(modules[name]).__name__
+            raise ValueError(f"sharing names {name!r}, a {kind} without curvature of its own: name the layers inside it")
+        if how is Sharing.REDUCE and any(b.diagonal_inputs for b in rule.blocks(modules[name])):
             raise ValueError(f"{name}: reduce cannot average one-hot inputs; use Sharing.EXPAND for embeddings")
+        site = site_of.get(id(modules[name]))  # None for what is frozen, or left to AdamW
+        if site is not None and chosen.setdefault(site, how) is not how:
+            raise ValueError(f"{name} is tied to a layer for which sharing says {chosen[site].name}: choose one for both")
+    return chosen

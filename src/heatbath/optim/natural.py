@@ -18,23 +18,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heatbath.curvature import Capture, Reduction, Site, is_parallel, join_processes, own_pieces, piece, update_average
+from heatbath.curvature import Capture, Reduction, Sharing, Site, is_parallel, piece
 from heatbath.layers import Rows
-from heatbath.operators import select
-from heatbath.optim.checkpoint import OWN, check_layout, rehearse, restore, save
-from heatbath.optim.corrected import correct, fold_squares
+from heatbath.optim.checkpoint import OWN, check_layout, enter, rehearse, restore, save
 from heatbath.optim.coverage import Coverage, describe
 from heatbath.optim.damping import Damping
 from heatbath.optim.fallback import fallback_step
 from heatbath.optim.layout import Layout
-from heatbath.optim.observing import Seen, passed_terms
-from heatbath.optim.options import complete_group
+from heatbath.optim.observing import Seen, passed_terms, summed_terms, turned_round
+from heatbath.optim.options import complete_group, own_parameters
 from heatbath.optim.policy import Policy
-from heatbath.optim.proposal import Proposal, objective
+from heatbath.optim.proposal import Proposal, move, objective
+from heatbath.optim.renewal import renew_averages, renew_state
 from heatbath.optim.scaling import LossScale, loss_scale
-from heatbath.optim.stacks import Stack, sharing_of
+from heatbath.optim.stacks import Stack
 from heatbath.optim.tally import Tally
-from heatbath.solvers import Solver, clips_of, usable
+from heatbath.solvers import Solver, usable
 from heatbath.work import Work
 
 
@@ -51,9 +50,13 @@ class NaturalGradient(torch.optim.Optimizer):
         damping: how λ joins the curvature.
         policy: the rest: intervals, averaging, trust.
         generator: randomness for noisy solvers; its state is checkpointed.
+
+    Attributes:
+        scaler: the GradScaler that scales the loss, if any; needed only where something else than `scaler.step` calls `step`.
     """
 
     _step_supports_amp_scaling = True  # see `scaling`
+    scaler: torch.amp.GradScaler | None = None
 
     def __init__(
         self,
@@ -93,7 +96,8 @@ class NaturalGradient(torch.optim.Optimizer):
     def _lay_out(self, old: Layout | None = None) -> None:
         """Find the sites and put hooks on them."""
         self.layout = Layout.of(self.model, self.param_groups, self.policy, old)
-        self.capture = Capture(self.model, self.sites, counting=self.policy.reduction is Reduction.SUM)
+        self.capture = Capture(self.model, self.sites, batch_dim=self.policy.batch_dim)
+        self.capture.counting = self.policy.reduction is Reduction.SUM
         self.capture.listening = not self.policy.fisher.observes
         self.capture.attach(self._sink)
         self._start()
@@ -101,7 +105,7 @@ class NaturalGradient(torch.optim.Optimizer):
     def _start(self) -> None:
         """What a new optimizer and a copy have to do alike."""
         weakref.finalize(self, Capture.detach, self.capture).atexit = False
-        self._entered = False
+        self._entered = False  # parameters into `state`
         self._forget()
 
     def refresh_layout(self) -> None:
@@ -122,8 +126,10 @@ class NaturalGradient(torch.optim.Optimizer):
         """Add parameters of the model, later-unfrozen layers for example; options left out are the defaults.
 
         Raises:
-            ValueError: an option out of range.
+            ValueError: an option out of range, or a parameter that is not the model's.
         """
+        if self._built:
+            param_group = {**param_group, "params": own_parameters(self.model, param_group)}
         super().add_param_group(complete_group(param_group, self.defaults, self.policy.fallback_lr))
         if self._built:
             self.refresh_layout()
@@ -132,7 +138,7 @@ class NaturalGradient(torch.optim.Optimizer):
 
     def _sink(self, site: Site, pass_number: int, rows: tuple[Rows, ...]) -> None:
         """Add the rows of one call to the sums of its stacks."""
-        sharing = sharing_of(site, self.policy.sharing)
+        sharing = self.layout.sharing.get(site, Sharing.EXPAND)
         options: dict[str, Any] = {"pass_number": pass_number, "sharing": sharing, "again": self.capture.pull > 0}
         for (stack, place), block_rows in zip(self.layout.places[id(site)], rows, strict=True):
             self._tally.add_work(stack.sums.add(place.index, block_rows, **options))
@@ -161,13 +167,6 @@ class NaturalGradient(torch.optim.Optimizer):
             self._seen.look(outputs, targets, mask, policy=self.policy, capture=self.capture, generator=generator)
         return outputs
 
-    def _enter(self) -> None:
-        """An entry of state for each parameter, as `torch.distributed.checkpoint` expects."""
-        if not self._entered:
-            for p in (p for group in self.param_groups for p in group["params"] if p.requires_grad):
-                self.state[p]  # a defaultdict
-            self._entered = True
-
     def _forget(self) -> None:
         """Drop what belongs to a step that is over."""
         self._seen = Seen()
@@ -176,48 +175,44 @@ class NaturalGradient(torch.optim.Optimizer):
             stack.sums.drop()
         self.capture.enabled = self.policy.factors.due(self.steps, self._last_factors)
 
-    def _update_factors(self, loss_scale: Tensor | None) -> None:
-        """Fold what was captured since the last time into the averages."""
-        reduction = self.policy.reduction
-        terms = passed_terms(self.capture, reduction) if self._seen.terms is None else self._seen.terms
-        if self.policy.distributed and is_parallel():
-            terms = join_processes([stack.sums for stack in self.stacks], reduction, terms)
-            reduction = Reduction.SUM
-        for stack in self.stacks:
-            if stack.sums.filled:
-                decay, spans = self.policy.decay, stack.sums.spans
-                fold_squares(stack, stack.sums.collect_squares(reduction, terms=terms, scale=loss_scale), decay)
-                batch, seen = stack.sums.collect(reduction, terms=terms, scale=loss_scale)
-                stack.mean = update_average(stack.mean, batch, ages=stack.ages, seen=seen, decay=decay, spans=spans)
-        self._last_factors = self.steps
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear gradients, and with them what ordinary backward passes have brought to the curvature.
+
+        So the backward pass of another loss through this model (of the generator, in an adversarial pair) leaves no trace.
+
+        Args:
+            set_to_none: drop the gradients instead of filling them with zeros.
+        """
+        super().zero_grad(set_to_none)
+        if not self.policy.fisher.observes:
+            for stack in self.stacks:
+                stack.sums.drop()
+        self.capture.terms.clear()
 
     # --- refresh -----------------------------------------------------------------------------------------------------
 
-    def _refresh(self, *, rotate: bool = True) -> None:
-        """Prepare the solver for the damped averages; members that fail keep their last state and get more damping.
+    def _refresh(self, *, rotate: bool) -> None:
+        """Prepare the solver for the damped averages.
 
         Args:
             rotate: find eigenbases anew, where curvature is eigenvalue-corrected.
         """
+        options: dict[str, Any] = {"solver": self.solver, "damping": self.damping, "generator": self.generator}
         for stack in self.stacks:
-            if stack.mean is None:
-                continue
-            curvature, extra = correct(stack, rotate=rotate) if self.policy.corrected else (stack.mean, Work())
-            operator = self.damping(curvature, stack.boost * stack.damping(self.param_groups))
-            state, work = self.solver.prepare(operator, previous=stack.state, generator=self.generator)
-            codes = self.solver.outcome(state)
-            good = usable(codes)
-            stack.boost = torch.where(good, (stack.boost * self.policy.relax).clamp_min(1.0), stack.boost * self.policy.boost)
-            if stack.state is not None:
-                state = select(good, state, stack.state)
-            stack.state = state
-            self._tally.add_refresh(work + extra, codes, clips_of(state))
-        self._last_refresh = self.steps if rotate else self._last_refresh
-        for name in {site.name for site in self.layout.welcome()} - self._warned:
-            self._warned.add(name)
-            warnings.warn(
-                f"{name or 'model'}: gradients came, but through no call of the module; AdamW trains it", stacklevel=6
-            )
+            if stack.mean is not None:
+                amount = stack.damping(self.param_groups)
+                self._tally.add_prepared(*renew_state(stack, self.policy, amount=amount, rotate=rotate, **options))
+        if rotate:
+            self._last_refresh = self.steps
+            self._tally.refreshes += 1
+        for site in self.layout.welcome():
+            self._warn_once(f"{site.name or 'model'}: gradients came, but through no call of the module; AdamW trains it")
+
+    def _warn_once(self, message: str | None) -> None:
+        """Say something, if there is something to say, at the line that called `step` and the first time only."""
+        if message is not None and message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=7)
 
     # --- the step ----------------------------------------------------------------------------------------------------
 
@@ -244,15 +239,15 @@ class NaturalGradient(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if not self.bring_up_to_date(loss_scale(self)):
+        if not self.bring_up_to_date(loss_scale(self, self.scaler)):
             return loss
         adapt = self.policy.adapt
         if adapt is not None and evaluate is not None and adapt.due(self.steps):
-            before = objective(evaluate, self.param_groups)
+            count = self._count()
+            before = objective(evaluate, self.param_groups, count)
             predicted = self._apply(predict=True)
-            ratio = (before - objective(evaluate, self.param_groups)) / predicted
-            for group in self.param_groups:
-                group["damping"] = adapt(torch.as_tensor(group["damping"], dtype=ratio.dtype, device=ratio.device), ratio)
+            ratio = (before - objective(evaluate, self.param_groups, count)) / predicted
+            adapt.renew(self.param_groups, ratio)
         else:
             self._apply()
         self.finish_step()
@@ -279,8 +274,9 @@ class NaturalGradient(torch.optim.Optimizer):
         if not captured and all(group["lr"] == 0 for group in self.param_groups):
             if not self.state:
                 rehearse(self)
+            self._forget()
             return False
-        self._enter()
+        enter(self)
         if scale.overflow is not None and bool(scale.overflow > 0):
             self._tally.add_step(torch.ones_like(scale.overflow), torch.zeros_like(scale.overflow, dtype=torch.bool))
             self._forget()
@@ -293,11 +289,13 @@ class NaturalGradient(torch.optim.Optimizer):
     def _update_curvature(self, captured: bool, loss_scale: Tensor | None) -> None:
         """Averages and solver states, where they are due."""
         if captured or (self.capture.enabled and self.policy.distributed and is_parallel()):
-            self._update_factors(None if self.policy.fisher.observes else loss_scale)
-            if self.policy.refresh.due(self.steps, self._last_refresh):
-                self._refresh()
-            elif self.policy.corrected:
-                self._refresh(rotate=False)
+            self._warn_once(turned_round(self.stacks, self.capture))
+            terms = passed_terms(self.capture, self.policy.reduction) if self._seen.terms is None else self._seen.terms
+            renew_averages(self.stacks, self.policy, terms=terms, scale=None if self.policy.fisher.observes else loss_scale)
+            self._last_factors = self.steps
+            due = self.policy.refresh.due(self.steps, self._last_refresh)
+            if due or self.policy.corrected:
+                self._refresh(rotate=due)
         elif self.stacks and self.capture.enabled:
             how = "opt.observe(outputs)" if self.policy.fisher.observes else "backward()"
             warnings.warn(
@@ -306,11 +304,16 @@ class NaturalGradient(torch.optim.Optimizer):
                 stacklevel=5,
             )
 
+    def _count(self) -> int:
+        """What gradients are divided by to be those of a mean over examples: D of a summed loss, else 1."""
+        count, complaint = summed_terms(self.capture, self.policy.reduction)
+        self._warn_once(complaint)
+        return count
+
     def propose(self) -> Proposal:
         """Gradients, natural gradients and what they predict, stack by stack."""
-        grads = self.layout.packing.gather([group["l2"] for group in self.param_groups], self.layout.absent)
-        reduction = self.policy.reduction
-        count = passed_terms(self.capture, reduction) or 1 if reduction is Reduction.SUM else 1
+        count = self._count()
+        grads = self.layout.packing.gather([count * group["l2"] for group in self.param_groups], self.layout.absent)
         grads = {i: grad / count if count > 1 else grad for i, grad in grads.items()}
         natural = {}
         for i, grad in grads.items():
@@ -337,19 +340,12 @@ class NaturalGradient(torch.optim.Optimizer):
             self._tally.add_step(scale, proposal.finite)
             moves = {i: proposal.advance(i, scale, momentum) for i in proposal.natural}
             predicted = proposal.reduction(moves, damping) if predict else predicted
-            self._move(moves, proposal.finite)
+            found = self.layout.packing.scatter(moves, self.layout.absent)
+            self._tally.add_work(move(found, self.param_groups, proposal.finite))
         for params, strays, group in zip(self.layout.fallback, self.layout.strays, self.param_groups, strict=True):
-            fallback_step([*params, *strays], self.state, group, proposal.finite)
+            options = {**group, "l2": group["l2"] * self._count()}
+            self._tally.add_work(fallback_step([*params, *strays], self.state, options, proposal.finite))
         return predicted
-
-    def _move(self, moves: dict[int, Tensor], finite: Tensor) -> None:
-        """Decoupled weight decay, then θ ← θ − lr·m for every treated parameter that has a gradient."""
-        for index, found in self.layout.packing.scatter(moves, self.layout.absent).items():
-            group, (parameters, values) = self.param_groups[index], own_pieces(*found)
-            if group["weight_decay"]:
-                wide = torch.promote_types(parameters[0].dtype, torch.float32)
-                torch._foreach_mul_(parameters, 1 - finite.to(wide) * (group["lr"] * group["weight_decay"]))
-            torch._foreach_add_(parameters, values, alpha=-group["lr"])
 
     # --- what it did, and its state ----------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from heatbath.curvature import Capture, Reduction
 from heatbath.optim.policy import Policy
 from heatbath.optim.quadratic import Linearization, linearize
+from heatbath.optim.stacks import Stack
 
 
 @dataclass(eq=False)
@@ -43,7 +45,33 @@ class Seen:
             policy: says what is wanted.
             capture: of the model; nothing is pulled back for factors where it is switched off.
             generator: of sampled Fishers.
+
+        Raises:
+            ValueError: the model is checkpointed in a way that allows no pulling back.
         """
+        try:
+            self._look(outputs, targets, mask, policy, capture, generator)
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            raise ValueError(
+                "observe cannot pull vectors back through reentrant checkpoints, which allow no gradient but that of the loss: "
+                "use checkpoint(..., use_reentrant=False), or the empirical Fisher and no quadratic model"
+            ) from error
+
+    def _look(
+        self,
+        outputs: Tensor,
+        targets: Tensor | None,
+        mask: Tensor | None,
+        policy: Policy,
+        capture: Capture,
+        generator: torch.Generator | None,
+    ) -> None:
+        """As `look`, with torch's own errors."""
+        if policy.batch_dim and outputs.ndim > 2:
+            outputs = outputs.transpose(0, 1)
+            targets, mask = (None if x is None else x.transpose(0, 1) for x in (targets, mask))
         parameters = [list(site.parameters().values()) for site in capture.sites]
         likelihood = policy.fisher.likelihood
         if capture.enabled and likelihood is not None:
@@ -60,3 +88,37 @@ def passed_terms(capture: Capture, reduction: Reduction | None) -> int | None:
     """D of the backward passes since the last step, by the model's outputs; None: unknown."""
     rows = reduction is Reduction.ROWS
     return sum(positions if rows else examples for examples, positions in capture.terms.values()) or None
+
+
+def summed_terms(capture: Capture, reduction: Reduction | None) -> tuple[int, str | None]:
+    """D of a summed loss, or 1 for another loss; and a complaint where it could not be counted."""
+    if reduction is not Reduction.SUM:
+        return 1, None
+    count = passed_terms(capture, reduction)
+    if count is not None:
+        return count, None
+    return 1, (
+        "the examples of a summed loss could not be counted, and its gradients are taken as they are: call the model itself, "
+        "not its parts, or use a mean loss"
+    )
+
+
+def turned_round(stacks: Sequence[Stack], capture: Capture) -> str | None:
+    """A complaint about layers that see examples where the model's outputs have positions, and the other way round.
+
+    Such layers were told which dimension is which (attention and recurrent layers by `batch_first`), so the rest of the model
+    is likely the other way. To be called while the sums still hold a batch.
+    """
+    for stack in stacks:
+        for place, count in zip(stack.places, stack.sums.counts, strict=True):
+            if place.site.rule.positionwise(place.site.module):
+                continue
+            for pass_number, here in count.examples.items():
+                outputs, positions = capture.terms.get(pass_number, (0, 0))
+                if here > 1 and outputs > 1 and here != outputs and here * outputs == positions:
+                    return (
+                        f"{place.site.name or 'the model'} sees {here} examples of {outputs} positions, while the outputs were "
+                        f"taken for {outputs} examples: say Policy(batch_dim={1 - capture.batch_dim}) if the model is "
+                        f"{'batch' if capture.batch_dim else 'sequence'}-first, else check batch_first of that layer"
+                    )
+    return None

@@ -38,6 +38,19 @@ def complete_group(
     return complete
 
 
+def own_parameters(model: nn.Module, group: Mapping[str, Any]) -> list[torch.Tensor]:  # Any: torch's own type
+    """The parameters of a group, as a list.
+
+    Raises:
+        ValueError: one that is not the model's.
+    """
+    own = {id(p) for p in model.parameters()}
+    params = [group["params"]] if isinstance(group["params"], torch.Tensor) else list(group["params"])
+    if any(id(p) not in own for p in params):
+        raise ValueError("a parameter group holds a parameter that is not one of the model's")
+    return params
+
+
 def complete_groups(
     model: nn.Module, groups: Iterable[Mapping[str, Any]], defaults: Mapping[str, Any], fallback_lr: float
 ) -> list[dict[str, Any]]:  # Any: torch's own type
@@ -47,12 +60,9 @@ def complete_groups(
         ValueError: an option out of range, a parameter that is not the model's, or nothing to train.
     """
     complete = []
-    own = {id(p) for p in model.parameters()}
     taken: set[int] = set()
     for group in groups:
-        params = [group["params"]] if isinstance(group["params"], torch.Tensor) else list(group["params"])
-        if any(id(p) not in own for p in params):
-            raise ValueError("a parameter group holds a parameter that is not one of the model's")
+        params = own_parameters(model, group)
         taken |= {id(p) for p in params}
         complete.append(complete_group({**group, "params": params}, defaults, fallback_lr))
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]

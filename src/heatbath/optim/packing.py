@@ -24,7 +24,7 @@ class Window:
 
     Args:
         parameter: the parameter.
-        site: id of its site.
+        site: its site.
         group: index of its parameter group.
         stack: index of the stack.
         size: of the view, the parameter's shape.
@@ -33,7 +33,7 @@ class Window:
     """
 
     parameter: nn.Parameter
-    site: int
+    site: Site
     group: int
     stack: int
     size: tuple[int, ...]
@@ -52,6 +52,10 @@ class _Irregular:
     site: Site
     entries: Sequence[tuple[int, Place]]
     groups: Mapping[str, int]
+
+    def is_trained(self) -> bool:
+        """Whether the rule still speaks of the same blocks; not so once the module is frozen."""
+        return self.site.rule.blocks(self.site.module) == self.site.blocks
 
 
 class Packing:
@@ -85,20 +89,20 @@ class Packing:
                 for name, p in parameters.items():
                     view = views[name]
                     place_of = (tuple(view.shape), view.stride(), int(view.storage_offset()))
-                    self._windows.append(Window(p, id(site), group_of[id(p)], home[name], *place_of))
+                    self._windows.append(Window(p, site, group_of[id(p)], home[name], *place_of))
             else:
                 self._irregular.append(_Irregular(site, entries, {n: group_of[id(p)] for n, p in parameters.items()}))
 
-    def gather(self, l2: Sequence[float], absent: Set[int] = frozenset()) -> dict[int, Tensor]:
+    def gather(self, l2: Sequence[float], absent: Set[Site] = frozenset()) -> dict[int, Tensor]:
         """Gradients of each stack that has any, `[L, O, I]`, by its index; missing ones are zeros.
 
         Args:
             l2: for each parameter group, the factor on parameters that is added to gradients.
-            absent: ids of sites to leave out.
+            absent: sites to leave out.
         """
         active = {w.stack for w in self._windows if w.parameter.grad is not None and w.site not in absent}
         for odd in self._irregular:
-            if id(odd.site) not in absent and any(p.grad is not None for p in odd.site.parameters().values()):
+            if odd.site not in absent and any(p.grad is not None for p in odd.site.parameters().values()):
                 active |= {i for i, _ in odd.entries}
         packed = {i: self._stacks[i].empty() for i in sorted(active)}
         views, values, parameters = [], [], []
@@ -114,7 +118,7 @@ class Packing:
         if views:
             torch._foreach_copy_(views, values)
         for odd in self._irregular:
-            self._gather_irregular(odd, packed, l2, empty=id(odd.site) in absent)
+            self._gather_irregular(odd, packed, l2, empty=odd.site in absent)
         for group, factor in enumerate(l2):
             of_group = [(v, w.parameter) for v, w in zip(views, parameters, strict=True) if w.group == group]
             if factor and of_group:
@@ -125,6 +129,10 @@ class Packing:
         """Fill in one site by its rule, with zeros if it is to be empty."""
         if odd.entries[0][0] not in packed:
             return
+        if not odd.is_trained():
+            for i, place in odd.entries:
+                packed[i][place.slice] = 0
+            return
         grads = {}
         for name, p in odd.site.parameters().items():
             if p.grad is not None and not empty:
@@ -134,13 +142,13 @@ class Packing:
             packed[i][place.slice] = block.to(packed[i].dtype)
 
     def scatter(
-        self, tensors: Mapping[int, Tensor], absent: Set[int] = frozenset()
+        self, tensors: Mapping[int, Tensor], absent: Set[Site] = frozenset()
     ) -> dict[int, tuple[list[Tensor], list[Tensor]]]:
         """Parameters that have a gradient, and their windows of some stacks' tensors, by parameter group.
 
         Args:
             tensors: by index of the stack, `[L, O, I]`; only read.
-            absent: ids of sites to leave out.
+            absent: sites to leave out.
         """
         found: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
         tensors = {i: tensor.contiguous() for i, tensor in tensors.items()}
@@ -154,7 +162,7 @@ class Packing:
             if w.stack in tensors and w.parameter.grad is not None and w.site not in absent:
                 note(w.group, w.parameter, w.of(tensors[w.stack]))
         for odd in self._irregular:
-            if id(odd.site) not in absent and all(i in tensors for i, _ in odd.entries):
+            if odd.site not in absent and odd.is_trained() and all(i in tensors for i, _ in odd.entries):
                 blocks = [tensors[i][place.slice] for i, place in odd.entries]
                 values = odd.site.rule.unpack(odd.site.module, blocks)
                 for name, p in odd.site.parameters().items():

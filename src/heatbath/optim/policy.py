@@ -31,6 +31,8 @@ class Policy:
         fisher: which Fisher matrix the factors are made of.
         reduction: how the loss joins its terms; None: a mean over all terms of observed outputs, over examples where nothing is
             observed.
+        batch_dim: 1 for sequence-first models, whose inputs and outputs are `[T, B, …]`, and so those of their linear layers,
+            embeddings and layer norms. Attention and recurrent layers say it by their own `batch_first`.
         sharing: by module name, how shared positions enter; expand where not named.
         rules: layer rules.
         skip: `skip(name, module)` is true for modules to leave to AdamW.
@@ -58,6 +60,7 @@ class Policy:
     adapt: LevenbergMarquardt | None = None
     fisher: Fisher = field(default_factory=EmpiricalFisher)
     reduction: Reduction | None = None
+    batch_dim: int = 0
     sharing: Mapping[str, Sharing] = field(default_factory=dict)
     rules: Sequence[LayerRule] = field(default_factory=default_rules)
     skip: Callable[[str, nn.Module], bool] | None = None
@@ -78,6 +81,8 @@ class Policy:
         for name, value in (("fallback_lr", self.fallback_lr), ("l2", self.l2)):
             if not value >= 0:
                 raise ValueError(f"{name} must be at least 0, got {value}")
+        if self.batch_dim not in (0, 1):
+            raise ValueError(f"batch_dim must be 0, or 1 for sequence-first models, got {self.batch_dim}")
         if self.max_dim is not None and self.max_dim < 1:
             raise ValueError(f"max_dim must be at least 1, got {self.max_dim}; None sets no limit")
 

@@ -73,7 +73,13 @@ class Preconditioner:
     Args:
         optimizer: the optimizer that moves parameters.
         natural: finds natural gradients; it never steps itself.
+
+    Attributes:
+        scaler: the GradScaler that scales the loss, if any; needed only where something else than `scaler.step` calls the
+            optimizer's `step`.
     """
+
+    scaler: torch.amp.GradScaler | None = None
 
     def __init__(self, optimizer: torch.optim.Optimizer, natural: NaturalGradient) -> None:
         self.natural = natural
@@ -136,7 +142,7 @@ class Preconditioner:
         new = optimizer.param_groups[len(natural.param_groups) :]
         for mine, theirs in zip(natural.param_groups, optimizer.param_groups, strict=False):
             mine["lr"], mine["momentum"] = theirs["lr"], theirs.get("momentum", 0.0)
-        scale = loss_scale(optimizer, search=True)
+        scale = loss_scale(optimizer, self.scaler)
         if not natural.bring_up_to_date(scale):
             return
         proposal = natural.propose()

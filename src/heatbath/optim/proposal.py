@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heatbath.curvature import norms
+from heatbath.curvature import norms, own_pieces
 from heatbath.optim.packing import Packing, strided
 from heatbath.optim.quadratic import Linearization, Minimum, minimize
 from heatbath.optim.stacks import Stack
+from heatbath.work import Work, update
 
 
 @dataclass(eq=False)
@@ -132,13 +133,34 @@ class Proposal:
         return _total(parts)
 
 
-def objective(evaluate: Callable[[], Tensor], groups: Sequence[dict[str, Any]]) -> Tensor:  # Any: torch's own type
-    """The loss, with the L2 penalties that gradients include, 0-d."""
-    value = torch.as_tensor(evaluate()).detach()
+def objective(evaluate: Callable[[], Tensor], groups: Sequence[dict[str, Any]], count: int) -> Tensor:  # Any: torch's own type
+    """The loss as a mean over examples, with the L2 penalties that gradients include, 0-d; `count` divides a summed loss."""
+    value = torch.as_tensor(evaluate()).detach() / count
     for group in groups:
         if group["l2"]:
             value = value + 0.5 * group["l2"] * torch.stack(norms(group["params"])).square().sum()
     return value
+
+
+def move(
+    found: Mapping[int, tuple[list[Tensor], list[Tensor]]], groups: Sequence[dict[str, Any]], finite: Tensor
+) -> Work:  # Any: torch's own type
+    """Decoupled weight decay, then θ ← θ − lr·m, in place; returns what that took, momentum included.
+
+    Args:
+        found: parameters and their m, by index of their group.
+        groups: the optimizer's parameter groups.
+        finite: 0-d bool; where false, m is zero and nothing decays.
+    """
+    numbers = 0
+    for index, pair in found.items():
+        group, (parameters, values) = groups[index], own_pieces(*pair)
+        if group["weight_decay"]:
+            wide = torch.promote_types(parameters[0].dtype, torch.float32)
+            torch._foreach_mul_(parameters, 1 - finite.to(wide) * (group["lr"] * group["weight_decay"]))
+        torch._foreach_add_(parameters, values, alpha=-group["lr"])
+        numbers += sum(p.numel() for p in parameters)
+    return Work.of(update(numbers, operations=5, touched=5))
 
 
 def _flat(groups: Mapping[int, tuple[list[Tensor], list[Tensor]]]) -> tuple[list[Tensor], list[Tensor]]:

@@ -1,8 +1,14 @@
 """Loss scaling: gradients that arrive multiplied by a number that is not ours.
 
 `torch.amp.GradScaler` multiplies the loss by s so that float16 gradients do not vanish. Captured gradients g then carry s, and
-output factors s². An optimizer that declares `_step_supports_amp_scaling` is told s when the scaler calls its `step`, unless
-the user unscaled `.grad` before (to clip it): then the scaler says nothing, and is looked up among the callers of `step`.
+output factors s². What an optimizer is told of s:
+
+    scaler.step(opt)                    s, since the optimizer declares `_step_supports_amp_scaling`
+    after scaler.unscale_(opt)          that gradients are finite, but not s (to clip them, say)
+    step called by anything else        nothing (K-FAC in front of an optimizer, or inside another one)
+
+For the last two there is `opt.scaler = scaler`. Where it is not set, the scaler is the one whose `GradScaler.step` is being
+executed, found by that function's own frame among the callers.
 """
 
 from __future__ import annotations
@@ -10,7 +16,6 @@ from __future__ import annotations
 import inspect
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,37 +36,33 @@ class LossScale:
     overflow: Tensor | None = None
 
 
-def loss_scale(optimizer: torch.optim.Optimizer, *, search: bool = False) -> LossScale:
-    """What the scaler that calls this optimizer's `step`, if any, did to its gradients.
+def loss_scale(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None) -> LossScale:
+    """What a scaler did to an optimizer's gradients before its `step`.
 
     Args:
         optimizer: the optimizer.
-        search: look for a scaler also where the optimizer is told nothing, because it does not speak the protocol: then the
-            scaler has unscaled `.grad`, and would not have called `step` after an overflow.
+        scaler: the scaler, if it is known; None: the one that calls `step`, if any.
     """
-    overflow = getattr(optimizer, "found_inf", None)
-    if overflow is None:
-        scaler = _calling_scaler() if search else None
-        return LossScale() if scaler is None or not scaler.is_enabled() else LossScale(captured=scaler._get_scale_async())
-    pending = getattr(optimizer, "grad_scale", None)
-    if pending is not None:
+    overflow, pending = getattr(optimizer, "found_inf", None), getattr(optimizer, "grad_scale", None)
+    if overflow is not None and pending is not None:
         return LossScale(pending, pending, overflow)
-    scaler = _calling_scaler()
-    if scaler is None:
+    scaler = _calling_scaler() if scaler is None else scaler
+    if scaler is None and overflow is not None:
         warnings.warn(
-            "gradients were unscaled by something that is no torch.amp.GradScaler: captured curvature is taken as unscaled",
+            "gradients were unscaled by something that is no torch.amp.GradScaler: captured curvature is taken as unscaled; "
+            "say what scaled the loss by opt.scaler = scaler",
             stacklevel=3,
         )
-        return LossScale(overflow=overflow)
-    return LossScale(captured=scaler._get_scale_async(), overflow=overflow)
+    scale = scaler._get_scale_async() if scaler is not None and scaler.is_enabled() else None
+    return LossScale(captured=scale, overflow=overflow)
 
 
-def _calling_scaler() -> Any:  # Any: a GradScaler or None; its scale is reached by an untyped method
+def _calling_scaler() -> torch.amp.GradScaler | None:
     """The GradScaler whose `step` is being executed."""
     frame = inspect.currentframe()
     while frame is not None:
-        candidate = frame.f_locals.get("self")
-        if isinstance(candidate, torch.amp.GradScaler):
-            return candidate
+        if frame.f_code is torch.amp.GradScaler.step.__code__:
+            scaler: torch.amp.GradScaler = frame.f_locals["self"]
+            return scaler
         frame = frame.f_back
     return None

@@ -6,14 +6,14 @@ of all of them are single tensors and every operation on them is one batched cal
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from heatbath.curvature import FactorSums, Form, Sharing, Site
+from heatbath.curvature import FactorSums, Form, Site
 from heatbath.layers import Block
 from heatbath.operators import EigenCorrected, Kronecker, map_tensors
 
@@ -148,11 +148,6 @@ def find_places(stacks: Sequence[Stack]) -> dict[int, list[tuple[Stack, Place]]]
     for entries in found.values():
         entries.sort(key=lambda entry: entry[1].block)
     return found
-
-
-def sharing_of(site: Site, sharing: Mapping[str, Sharing]) -> Sharing:
-    """The sharing chosen for a site, by its name; expand unless said otherwise."""
-    return sharing.get(site.name, Sharing.EXPAND)
 
 
 def carry_over(old: Sequence[Stack], new: Sequence[Stack]) -> None:

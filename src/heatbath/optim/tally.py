@@ -36,10 +36,9 @@ class Tally:
         for job, count in work.jobs.items():
             self._jobs[job] = self._jobs.get(job, 0) + count
 
-    def add_refresh(self, work: Work, codes: Tensor, clipped: Tensor | None = None) -> None:
-        """Count one prepared stack, how its members ended, and what machines clipped."""
+    def add_prepared(self, work: Work, codes: Tensor, clipped: Tensor | None = None) -> None:
+        """Count one prepared stack, how its members ended, and what machines clipped; its owner counts the refresh."""
         self.add_work(work)
-        self.refreshes += 1
         self._count("prepare", codes)
         if clipped is not None:
             self._accumulate("notes.prepare.clipped", clipped.float())
