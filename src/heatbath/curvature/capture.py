@@ -230,7 +230,8 @@ def _hang(capture: Capture, site: Site, module: nn.Module, args: Any, kwargs: An
         return
     target = site.rule.outputs(module, output)
     random = capture._random.pop(id(module), None)
-    call = Call(_detached(args), _detached(kwargs), None, module.training, random)
+    chained = not isinstance(target, Tensor) and len({y.grad_fn for y in target}) > 1
+    call = Call(_detached(args), _detached(kwargs), None, module.training, random, chained)
     deliver = partial(capture.deliver, site, module, call, capture.passes)
     if isinstance(target, Tensor):
         if target.requires_grad:

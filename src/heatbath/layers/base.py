@@ -78,6 +78,7 @@ class Call:
     output: Any = None  # Any: a tensor, or a tuple for attention and recurrent modules
     training: bool | None = None  # the module's mode during the call; None: as it is now
     random: RandomState | None = None  # before the call, for rules with `draws`
+    chained: bool = False  # outputs come from several graph nodes: a gradient at one may include what flows through another
 
     def argument(self, position: int, name: str) -> Any:  # Any: as above
         """One argument, given by position or by name; None where the caller left it out."""
