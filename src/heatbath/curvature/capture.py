@@ -7,7 +7,9 @@ module, so a first layer whose inputs need no gradient works (a full-backward ho
 How many terms the loss has is read from the model's first output whose gradient arrives, or from its inputs.
 
 A gradient counts only if the pass that brings it also computes the gradient of the site's parameters: `loss.backward()`
-does, the `autograd.grad(u, x)` of a physics-informed loss does not.
+does, the `autograd.grad(u, x, create_graph=True)` of a physics-informed loss does not. That one makes further uses of a
+layer's weight, which are followed (`heatbath.curvature.derivatives`) through linear and convolutional layers. Other layers
+deliver what they did in the forward pass; what derivatives add to their gradients is not seen.
 
 `Capture` is a plain object that the optimizer holds: `torch.compile` skips hooks that are bound methods of an
 `Optimizer`, and hooks registered after the first compiled call. So hooks are registered once and switched by flags. A copy of
@@ -31,6 +33,7 @@ from torch.utils.hooks import RemovableHandle
 
 from heatbath.curvature import compiled
 from heatbath.curvature.compiled import shape_of
+from heatbath.curvature.derivatives import watch_call
 from heatbath.curvature.sites import Site
 from heatbath.layers import Call, RandomState, Rows
 
@@ -51,6 +54,7 @@ class Capture:
         listening: whether ordinary backward passes are delivered; `pull_back` delivers others.
         counting: whether terms of the loss are counted even where `enabled` is off.
         terms: examples and positions of each forward pass that a training backward pass came back to.
+        derived: whether the loss has met input derivatives since the last step, so that weights have uses beyond the outputs.
         pull: number of the present pull through one forward pass, from 0.
     """
 
@@ -61,6 +65,7 @@ class Capture:
     counting: bool = False
     passes: int = 0
     terms: dict[int, Shape] = field(default_factory=dict)
+    derived: bool = False
     pull: int = 0
     token: int = -1
     _pulling: bool = False
@@ -86,6 +91,8 @@ class Capture:
             for module in (site.module, *site.twins):
                 if site.rule.draws(module):
                     self._handles.append(module.register_forward_pre_hook(partial(_note_random, self)))
+                if site.rule.is_bilinear:
+                    self._handles.append(module.register_forward_pre_hook(partial(_note_input, self), with_kwargs=True))
                 note = partial(_note_call, self, site, place)
                 self._handles.append(module.register_forward_hook(note, with_kwargs=True))
 
@@ -108,7 +115,8 @@ class Capture:
         Args:
             outputs: of the model, with their graph.
             vectors: shaped like the outputs.
-            parameters: a small parameter of each site, so that the pass goes as far as its output.
+            parameters: of each site one or more, so that the pass goes as far as its output; if `derived` all, for a use in a
+                derivative may lead to the weight alone.
         """
         wanted = [p for p in parameters if p.requires_grad]
         if not wanted or not outputs.requires_grad:
@@ -133,18 +141,28 @@ class Capture:
 
     def forget(self) -> None:
         """Drop what was counted."""
+        self.derived = False
         self.terms.clear()
         self._shapes.clear()
 
     @torch.no_grad()
     def deliver(self, site: Site, module: nn.Module, call: Call, pass_number: int, grad: Any) -> None:  # Any: one or several
         """Turn a call and its output gradients into rows."""
+        if self.wants(site):
+            self.hand_over(site, pass_number, site.rule.rows(module, call, _detached(grad)))
+
+    def wants(self, site: Site) -> bool:
+        """Whether rows of a site are to be delivered from the pass that runs now."""
+        return self._pulling or (self.listening and self._trains(site))
+
+    def hand_over(self, site: Site, pass_number: int, rows: tuple[Rows, ...]) -> None:
+        """Give rows to the sink, if it is still there."""
         sink = None if self._sink is None else self._sink()
-        if sink is None or not (self._pulling or (self.listening and self._trains(site))):
+        if sink is None:
             return
         if not self._pulling and pass_number not in self.terms and pass_number in self._shapes:
             self.terms[pass_number] = self._shapes[pass_number]
-        sink(site, pass_number, site.rule.rows(module, call, _detached(grad)))
+        sink(site, pass_number, rows)
 
     def _trains(self, site: Site) -> bool:
         """Whether the backward pass that runs now computes the gradient of a site's parameters."""
@@ -211,6 +229,18 @@ def _note_random(capture: Capture, module: nn.Module, args: tuple[Any, ...]) -> 
         capture._random[id(module)] = RandomState.now(next(module.parameters()).device)
 
 
+def _note_input(capture: Capture, module: nn.Module, args: Any, kwargs: Any) -> Any:  # Any: as above
+    """Give a layer's input a name of its own, so that a gradient there is of this call alone."""
+    if not (capture.enabled and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+        return None
+    return tuple(map(_renamed, args)), {name: _renamed(value) for name, value in kwargs.items()}
+
+
+def _renamed(value: Any) -> Any:  # Any: modules take what they like
+    """The same tensor under another name in the graph."""
+    return value.view_as(value) if isinstance(value, Tensor) and value.requires_grad else value
+
+
 def _note_call(
     capture: Capture, site: Site, place: Tensor, module: nn.Module, args: Any, kwargs: Any, output: Any
 ) -> Any:  # Any: modules take and return what they like
@@ -234,7 +264,9 @@ def _hang(capture: Capture, site: Site, module: nn.Module, args: Any, kwargs: An
     call = Call(_detached(args), _detached(kwargs), None, module.training, random, chained)
     deliver = partial(capture.deliver, site, module, call, capture.passes)
     if isinstance(target, Tensor):
-        if target.requires_grad:
+        if target.requires_grad and site.rule.is_bilinear:
+            watch_call(capture, site, module, call, next(iter((*args, *kwargs.values()))), target)
+        elif target.requires_grad:
             target.register_hook(deliver)
     elif target:
         torch.autograd.graph.register_multi_grad_hook(target, deliver)

@@ -108,6 +108,11 @@ class LayerRule(ABC):
         """
         return output
 
+    @property
+    def is_bilinear(self) -> bool:
+        """Whether an output is a weight applied linearly to the one input, plus a bias: then `product_rows` holds."""
+        return False
+
     def draws(self, module: nn.Module) -> bool:
         """Whether a call draws random numbers that `rows` has to repeat; then `Call.random` says from where."""
         return False

@@ -33,6 +33,10 @@ class LinearRule(AffineRule):
     The output projection of `nn.MultiheadAttention` is left alone: attention reads its weight without ever calling it.
     """
 
+    @property
+    def is_bilinear(self) -> bool:
+        return True
+
     def supports(self, module: nn.Module) -> bool:
         if is_plain(module, nn.Linear):
             return not isinstance(module, NonDynamicallyQuantizableLinear)
