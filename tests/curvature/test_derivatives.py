@@ -192,6 +192,20 @@ def test_observed_residuals_pull_through_all_uses():
         torch.testing.assert_close(got, root * truth, rtol=1e-9, atol=1e-11)
 
 
+def test_a_derivative_that_stops_at_an_output_is_not_followed_further():
+    """Two passes in one loss, the first only as far as the output of a layer whose input the second goes on to."""
+    model, x = mlp(2, 5, 1, activation=nn.Tanh()), noise(6, 2).requires_grad_()
+    collector = Collector(optimizer := optimizer_for(model))
+    z = model[0](x)
+    u = model[2](z.tanh())
+    (short,) = torch.autograd.grad(u.sum(), z, create_graph=True)
+    (far,) = torch.autograd.grad(u.sum(), x, create_graph=True)
+    (short.square().mean() + far.sin().mean() + u.square().mean()).backward()
+    for site in optimizer.sites:
+        (truth,) = site.rule.pack(site.module, {name: p.grad for name, p in site.parameters().items()})
+        torch.testing.assert_close(collector.of_examples(site.name).sum(1), truth, rtol=1e-10, atol=1e-13)
+
+
 class Witness(torch.autograd.Function):
     """Passes on and keeps an object for as long as its node lives."""
 
@@ -211,7 +225,6 @@ class Object:
 
 @pytest.mark.parametrize("at", ["x", "z"])
 def test_graphs_are_freed_after_the_step(at):
-    """Also where a derivative is asked for at a layer's output, and so does not come as far as its input."""
     model = mlp(2, 5, 1, activation=nn.Tanh())
     optimizer = optimizer_for(model)
     kept = Object()
