@@ -31,6 +31,7 @@ class Layout:
     def __init__(self, sites: Sequence[Site], stacks: Sequence[Stack], groups: Groups) -> None:
         self.sites, self.stacks = list(sites), list(stacks)
         self.ready: set[str] = set()  # names of sites whose solver state rests on data
+        self.uncalled: set[str] = set()  # names of sites that have gradients, but through no call of their module
         self.index(groups)
 
     @staticmethod
@@ -79,10 +80,12 @@ class Layout:
                 self.ready.add(site.name)
         self.settle()
         late = [site for site in self.sites if id(site) in self.absent]
-        return [site for site in late if any(p.grad is not None for p in site.parameters().values())]
+        late = [site for site in late if any(p.grad is not None for p in site.parameters().values())]
+        self.uncalled = {site.name for site in late}
+        return late
 
     def __getstate__(self) -> dict[str, Any]:  # Any: attributes
-        return {"sites": self.sites, "stacks": self.stacks, "ready": self.ready}
+        return {"sites": self.sites, "stacks": self.stacks, "ready": self.ready, "uncalled": self.uncalled}
 
 
 def check_sharing(model: nn.Module, policy: Policy) -> None:

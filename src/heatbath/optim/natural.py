@@ -364,7 +364,7 @@ class NaturalGradient(torch.optim.Optimizer):
 
     def coverage(self) -> Coverage:
         """Which layer is treated how, and the bytes of state held."""
-        return describe(self.stacks, self.sites, self.model, [p for params in self.layout.fallback for p in params])
+        return describe(self.layout, self.model)
 
     def state_dict(self) -> dict[str, Any]:  # Any: torch's own type
         """Everything needed to go on bit-equal: groups, fallback state, factors, solver states, momentum, counters.
