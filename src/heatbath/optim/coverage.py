@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from heatbath.operators import map_tensors
 from heatbath.optim.layout import Layout
@@ -62,7 +63,7 @@ def describe(layout: Layout, model: nn.Module) -> Coverage:
         rows.append(Covered(site.name or "(model)", type(site.module).__name__, treatment, numbers))
     fallback = [p for params in layout.fallback for p in params]
     known = {id(p) for p in fallback} | {id(p) for site in layout.sites for p in site.parameters().values()}
-    rows += [Covered(names[id(p)], kinds[id(p)], "adamw", p.numel()) for p in fallback]
+    rows += [Covered(names[id(p)], kinds[id(p)], "adamw", 0 if is_lazy(p) else p.numel()) for p in fallback]
     for name, p in model.named_parameters():
         if id(p) not in known:
             rows.append(Covered(name, kinds[id(p)], "untrained" if p.requires_grad else "frozen", p.numel()))
