@@ -151,15 +151,15 @@ class FactorSums:
         work = Work() if self.squares is None else self.squares.add(span, rows)
         if sharing is Sharing.REDUCE:
             rows = _reduced(rows)
-        places, batch, positions, _ = rows.outputs.shape
+        _, batch, positions, _ = rows.outputs.shape
         if self.form.has_left:
-            work = work + _add_outer(left[span], rows.outputs.reshape(places, batch * positions, -1))
+            work = work + _add_outer(left[span], rows.outputs.flatten(1, 2))
         if again and not self.form.block.gradient_inputs:
             return work
         if isinstance(rows.inputs, OneHot):
             _add_counts(right[span], rows.inputs)
         else:
-            work = work + _add_outer(right[span], rows.inputs.reshape(places, batch * positions, -1))
+            work = work + _add_outer(right[span], rows.inputs.flatten(1, 2))
         self.counts[block].add(pass_number, batch, positions, summed=rows.summed, empty=tuple(rows.empty))
         self.filled = True
         return work

@@ -216,7 +216,8 @@ class NaturalGradient(torch.optim.Optimizer):
         for name in {site.name for site in self.layout.welcome()} - self._warned:
             self._warned.add(name)
             warnings.warn(
-                f"{name or 'model'}: gradients came, but through no call of the module; AdamW trains it", stacklevel=6
+                f"{name or 'model'}: gradients came, but through no call of the module; AdamW trains it till rows come",
+                stacklevel=6,
             )
 
     # --- the step ----------------------------------------------------------------------------------------------------
