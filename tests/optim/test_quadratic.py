@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -123,7 +124,7 @@ def test_with_plain_gradients_on_a_quadratic_it_is_conjugate_gradients():
     joint = torch.cat((x, torch.ones(30, 1).double()), 1)
     truth = torch.linalg.lstsq(joint, y).solution.mT
     torch.testing.assert_close(torch.cat((model.weight, model.bias[:, None]), 1).detach(), truth, rtol=1e-8, atol=1e-10)
-    assert losses == sorted(losses, reverse=True)
+    assert all(later <= earlier * (1 + 1e-14) for earlier, later in pairwise(losses))  # once there, up to rounding
 
 
 def test_law_12_one_step_solves_least_squares_whatever_the_rate_of_the_curvature():
