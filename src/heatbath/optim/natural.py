@@ -215,10 +215,8 @@ class NaturalGradient(torch.optim.Optimizer):
         self._last_refresh = self.steps if rotate else self._last_refresh
         for name in {site.name for site in self.layout.welcome()} - self._warned:
             self._warned.add(name)
-            warnings.warn(
-                f"{name or 'model'}: gradients came, but through no call of the module; AdamW trains it till rows come",
-                stacklevel=6,
-            )
+            how = "gradients came, but through no call of the module; AdamW trains it till rows come"
+            warnings.warn(f"{name or 'model'}: {how}", stacklevel=6)
 
     # --- the step ----------------------------------------------------------------------------------------------------
 
