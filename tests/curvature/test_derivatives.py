@@ -206,6 +206,21 @@ def test_a_derivative_that_stops_at_an_output_is_not_followed_further():
         torch.testing.assert_close(collector.of_examples(site.name).sum(1), truth, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.parametrize("frozen,uses", [("weight", 1), ("bias", 4)])
+def test_a_bias_has_no_part_in_derivatives(frozen, uses):
+    """Of a layer whose weight is frozen only the forward call counts, one row for each example."""
+    model, x = mlp(2, 5, 4, 1, activation=nn.Tanh()), noise(6, 2).requires_grad_()
+    model[2].get_parameter(frozen).requires_grad_(False)
+    collector = Collector(optimizer := optimizer_for(model))
+    (first,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first[:, 0].sum(), x, create_graph=True)
+    second.square().mean().backward()
+    site = next(site for site in optimizer.sites if site.name == "2")
+    assert len([name for name, _ in collector.rows if name == "2"]) == uses
+    (truth,) = site.rule.pack(site.module, {name: p.grad for name, p in site.parameters().items()})
+    torch.testing.assert_close(collector.of_examples("2").sum(1), truth, rtol=1e-10, atol=1e-13)
+
+
 class Witness(torch.autograd.Function):
     """Passes on and keeps an object for as long as its node lives."""
 

@@ -40,7 +40,7 @@ def watch_call(capture: Capture, site: Site, module: nn.Module, call: Call, take
     use = partial(Use, capture, site, module, call, capture.passes)
     use(taken).watch(output)
     before, after = unpack_dual(taken).tangent, unpack_dual(output).tangent
-    if before is not None and after is not None and after.requires_grad:
+    if before is not None and after is not None and after.requires_grad and _trains_weight(site):
         capture.derived = True
         use(before, 2).watch(after)
 
@@ -96,9 +96,9 @@ class Use:
         self.capture.hand_over(self.site, self.pass_number, rows)
 
     def _goes_on(self) -> bool:
-        """Whether the pass that runs now comes to what the product is taken of."""
+        """Whether the pass that runs now comes to what the product is taken of, and the weight trains."""
         node = self.taken.grad_fn
-        return node is not None and bool(torch._C._will_engine_execute_node(node))
+        return node is not None and _trains_weight(self.site) and bool(torch._C._will_engine_execute_node(node))
 
     def _follow(self, alone: Tensor, back: Tensor) -> None:
         """The pass has made a product of the opposite kind."""
@@ -107,3 +107,9 @@ class Use:
         if back.requires_grad:
             self.capture.derived = True
             Use(self.capture, self.site, self.module, self.call, self.pass_number, alone, self.order + 1).watch(back)
+
+
+def _trains_weight(site: Site) -> bool:
+    """Whether more than a bias trains, which has no part in derivatives."""
+    assert isinstance(site.rule, AffineRule)
+    return any(affine.weight for affine in site.rule.trained(site.module))
