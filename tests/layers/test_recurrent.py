@@ -32,7 +32,7 @@ SHAPES = {
     "both ways": {"bidirectional": True},
     "stacked both ways, batch first": {"num_layers": 2, "bidirectional": True, "batch_first": True},
 }
-CELLS = {"tanh": nn.RNNCell, "relu": nn.RNNCell, "gru": nn.GRUCell}
+CELLS = {"tanh": nn.RNNCell, "relu": nn.RNNCell, "gru": nn.GRUCell}  # one output each; the LSTM's has tests of its own
 
 
 def recurrent(kind, **options):
@@ -45,7 +45,7 @@ def recurrent(kind, **options):
 
 def cell(kind, **options):
     more = KINDS[kind][1]
-    layer = CELLS[kind](INPUTS, HIDDEN, dtype=torch.float64, **more, **options)
+    layer = {**CELLS, "lstm": nn.LSTMCell}[kind](INPUTS, HIDDEN, dtype=torch.float64, **more, **options)
     for index, parameter in enumerate(layer.parameters()):
         parameter.data.copy_(0.8 * noise(*parameter.shape, seed=index))
     return layer
@@ -198,7 +198,7 @@ def test_outputs_are_the_sequence_and_the_states():
     assert len(RecurrentRule().outputs(layer, layer(sequences(layer)))) == 2
 
 
-@pytest.mark.parametrize("layer", [nn.LSTM(2, 3, proj_size=2), prune.identity(nn.GRU(2, 3), "weight_hh_l0"), nn.Linear(2, 2)])
+@pytest.mark.parametrize("layer", [prune.identity(nn.GRU(2, 3), "weight_hh_l0"), nn.Linear(2, 2)])
 def test_what_is_not_exactly_a_recurrent_layer_is_not_supported(layer):
     assert not RecurrentRule().supports(layer)
 
@@ -242,5 +242,51 @@ def test_a_loop_over_a_cell_gives_the_rows_of_the_recurrent_layer(kind):
             assert_close(a.outputs[:, :, 0], b.outputs[:, :, t])
 
 
-def test_lstm_cells_are_not_supported():
-    assert not RecurrentCellRule().supports(nn.LSTMCell(2, 3))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_of_a_projected_lstm_sum_to_the_gradient_of_each_example(shape):
+    layer = recurrent("lstm", proj_size=2, **SHAPES[shape])
+    places = layer.num_layers * (1 + layer.bidirectional)
+    begin = (noise(places, BATCH, 2, seed=30), noise(places, BATCH, HIDDEN, seed=31))
+
+    def owners(y):
+        return along(0 if layer.batch_first and y.shape[1] == STEPS else 1, y)
+
+    for call in (Call((sequences(layer), begin)), Call((sequences(layer),))):
+        rows = assert_call_gives_example_gradients(layer, call, everything, owners)
+        assert [row.inputs.shape[-1] for row in rows[1:3]] == [2 + layer.bias, HIDDEN]
+    assert_pack_inverts(layer.float())
+
+
+def test_packed_sequences_of_a_projected_lstm_give_the_gradient_of_each_example():
+    layer, lengths = recurrent("lstm", proj_size=2, bidirectional=True), torch.tensor([3, 1, 4])
+    packed = pack_padded_sequence(noise(STEPS, BATCH, INPUTS), lengths, enforce_sorted=False)
+    owner = pack_padded_sequence(torch.arange(BATCH).expand(STEPS, -1), lengths, enforce_sorted=False).data[:, None]
+    rows = assert_call_gives_example_gradients(
+        layer, Call((packed,)), everything, lambda y: owner if y.ndim == 2 else along(1, y)
+    )
+    assert not rows[2].inputs[0][torch.arange(STEPS) >= lengths[:, None]].any()
+
+
+@pytest.mark.parametrize("given", ["state", "zeros", "one example"])
+def test_rows_of_an_lstm_cell_sum_to_the_gradient_of_each_example(given):
+    """With gradients at h and c that leave each other out, as a fused kernel's arrive."""
+    layer = cell("lstm")
+    shape = (INPUTS,) if given == "one example" else (BATCH, INPUTS)
+    state = (noise(BATCH, HIDDEN, seed=1), noise(BATCH, HIDDEN, seed=2))
+    call = Call((noise(*shape), state) if given == "state" else (noise(*shape),))
+    owners = (lambda y: torch.zeros(1)) if given == "one example" else (lambda y: along(0, y))
+    assert_call_gives_example_gradients(layer, call, lambda output: output, owners)
+    assert_pack_inverts(layer.float())
+
+
+def test_a_gradient_at_c_that_includes_what_flows_through_h_is_counted_once():
+    """PyTorch's composed LSTM cell makes h of c: a hook at c sees both paths."""
+    layer, x = cell("lstm"), noise(BATCH, INPUTS)
+    h, c = layer(x)
+    assert h.grad_fn is not c.grad_fn
+    loss = (noise(BATCH, HIDDEN, seed=1) * h).sum() + (noise(BATCH, HIDDEN, seed=2) * c.sin()).sum()
+    names = [name for name, _ in layer.named_parameters()]
+    *arrived, a, b, d, e = torch.autograd.grad(loss, [h, c, *layer.parameters()])
+    truth = rule_of(layer).pack(layer, dict(zip(names, (a, b, d, e), strict=True)))
+    for row, expected in zip(RecurrentCellRule().rows(layer, Call((x,), chained=True), tuple(arrived)), truth, strict=True):
+        assert_close(outer_sums(row).sum(1), expected)

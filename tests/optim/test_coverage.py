@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -57,6 +58,24 @@ def test_tied_layers_are_listed_once_with_all_their_names():
         ("a", "Linear", "kfac 4×5, tied: a and b", 20),
         ("table.weight", "Embedding + Linear", "adamw, tied: table and head", 36),
     ]
+
+
+def test_a_layer_that_is_never_called_is_under_adamw_once_that_is_known():
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.linear(self.first(x), self.second.weight, self.second.bias)
+
+    net = Functional()
+    optimizer = KFAC(net)
+    assert [r.treatment for r in optimizer.coverage().rows] == ["kfac 4×4", "kfac 2×5"]
+    net(torch.ones(4, 3)).square().mean().backward()
+    with pytest.warns(UserWarning, match="second: gradients came, but through no call of the module; AdamW trains it"):
+        optimizer.step()
+    assert [r.treatment for r in optimizer.coverage().rows] == ["kfac 4×4", "adamw, no call seen"]
 
 
 def test_state_bytes_are_those_of_every_tensor_held():

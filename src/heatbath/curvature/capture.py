@@ -8,7 +8,9 @@ How many terms the loss has is read from the model's first output whose gradient
 model's own forward is never called (a LightningModule whose training step calls its parts), layers count for themselves.
 
 A gradient counts only if the pass that brings it also computes the gradient of the site's parameters: `loss.backward()`
-does, the `autograd.grad(u, x)` of a physics-informed loss does not.
+does, the `autograd.grad(u, x, create_graph=True)` of a physics-informed loss does not. That one makes further uses of a
+layer's weight, which are followed (`heatbath.curvature.derivatives`) through linear and convolutional layers. Other layers
+deliver what they did in the forward pass; what derivatives add to their gradients is not seen.
 
 `Capture` is a plain object that the optimizer holds: `torch.compile` skips hooks that are bound methods of an
 `Optimizer`, and hooks registered after the first compiled call. So hooks are registered once and switched by flags. A copy of
@@ -32,7 +34,9 @@ from torch.utils.hooks import RemovableHandle
 
 from heatbath.curvature import compiled
 from heatbath.curvature.compiled import shape_of
+from heatbath.curvature.derivatives import watch_call
 from heatbath.curvature.sites import Site
+from heatbath.curvature.views import View, source_of
 from heatbath.layers import Call, RandomState, Rows
 
 Sink = Callable[[Site, int, tuple[Rows, ...]], None]
@@ -55,6 +59,7 @@ class Capture:
         batch_dim: 1 where positions come before examples, in the model's inputs and outputs and in layers that act position by
             position; those that know better by themselves (attention, recurrent layers) are asked.
         terms: examples and positions of each forward pass that a training backward pass came back to.
+        derived: whether the loss has met input derivatives since the last step, so that weights have uses beyond the outputs.
         pull: number of the present pull through one forward pass, from 0.
     """
 
@@ -66,6 +71,7 @@ class Capture:
     batch_dim: int = 0
     passes: int = 0
     terms: dict[int, Shape] = field(default_factory=dict)
+    derived: bool = False
     pull: int = 0
     token: int = -1
     _pulling: bool = False
@@ -95,6 +101,8 @@ class Capture:
                     self._handles.append(module.register_forward_pre_hook(partial(_note_leaves, self, site)))
                 if site.rule.draws(module):
                     self._handles.append(module.register_forward_pre_hook(partial(_note_random, self)))
+                if site.rule.is_bilinear:
+                    self._handles.append(module.register_forward_pre_hook(partial(_note_input, self), with_kwargs=True))
                 note = partial(_note_call, self, site, place)
                 self._handles.append(module.register_forward_hook(note, with_kwargs=True))
 
@@ -136,7 +144,8 @@ class Capture:
         Args:
             outputs: of the model, with their graph.
             vectors: shaped like the outputs.
-            parameters: a small parameter of each site, so that the pass goes as far as its output.
+            parameters: of each site one or more, so that the pass goes as far as its output; if `derived` all, for a use in a
+                derivative may lead to the weight alone.
         """
         wanted = [p for p in parameters if p.requires_grad]
         if not wanted or not outputs.requires_grad:
@@ -169,6 +178,7 @@ class Capture:
 
     def forget(self) -> None:
         """Drop what was counted."""
+        self.derived = False
         self.terms.clear()
         self._shapes.clear()
         self._own = False
@@ -176,15 +186,28 @@ class Capture:
     @torch.no_grad()
     def deliver(self, site: Site, module: nn.Module, call: Call, pass_number: int, grad: Any) -> None:  # Any: one or several
         """Turn a call and its output gradients into rows."""
+        if self.wants(site):
+            if self.turns(site, module, grad):
+                call, grad = call.transposed(), grad.transpose(0, 1)
+            self.hand_over(site, pass_number, site.rule.rows(module, call, _detached(grad)))
+
+    def turns(self, site: Site, module: nn.Module, grad: Any) -> bool:  # Any: one or several
+        """Whether a layer's inputs and outputs have positions before examples."""
+        return bool(self.batch_dim) and site.rule.positionwise(module) and grad.ndim > 2
+
+    def wants(self, site: Site) -> bool:
+        """Whether rows of a site are to be delivered from the pass that runs now."""
+        return self._pulling or (self.listening and self._trains(site))
+
+    def hand_over(self, site: Site, pass_number: int, rows: tuple[Rows, ...]) -> None:
+        """Give rows to the sink, if it is still there."""
         sink = None if self._sink is None else self._sink()
-        if sink is None or not (self._pulling or (self.listening and self._trains(site))):
+        if sink is None:
             return
         if not self._pulling and pass_number not in self.terms and pass_number in self._shapes:
             self.terms[pass_number] = self._shapes[pass_number]
         self._returned = True
-        if self.batch_dim and site.rule.positionwise(module) and grad.ndim > 2:
-            call, grad = call.transposed(), grad.transpose(0, 1)
-        sink(site, pass_number, site.rule.rows(module, call, _detached(grad)))
+        sink(site, pass_number, rows)
 
     def _trains(self, site: Site) -> bool:
         """Whether the backward pass that runs now computes the gradient of a site's parameters."""
@@ -257,6 +280,18 @@ def _note_leaves(capture: Capture, site: Site, module: nn.Module, args: tuple[An
         capture._leaves[id(site)] = _leaves(site)
 
 
+def _note_input(capture: Capture, module: nn.Module, args: Any, kwargs: Any) -> Any:  # Any: as above
+    """Give a layer's input a name of its own, so that a gradient there is of this call alone."""
+    if not (capture.enabled and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+        return None
+    return tuple(map(_renamed, args)), {name: _renamed(value) for name, value in kwargs.items()}
+
+
+def _renamed(value: Any) -> Any:  # Any: modules take what they like
+    """The same tensor under another name in the graph."""
+    return value.view_as(value) if isinstance(value, Tensor) and value.requires_grad else value
+
+
 def _note_call(
     capture: Capture, site: Site, place: Tensor, module: nn.Module, args: Any, kwargs: Any, output: Any
 ) -> Any:  # Any: modules take and return what they like
@@ -278,59 +313,21 @@ def _hang(capture: Capture, site: Site, module: nn.Module, args: Any, kwargs: An
     capture.follow(site)
     target = site.rule.outputs(module, output)
     random = capture._random.pop(id(module), None)
-    call = Call(_detached(args), _detached(kwargs), None, module.training, random)
+    chained = not isinstance(target, Tensor) and len({y.grad_fn for y in target}) > 1
+    call = Call(_detached(args), _detached(kwargs), None, module.training, random, chained)
     deliver = partial(capture.deliver, site, module, call, capture.passes)
     if isinstance(target, Tensor):
-        if target.requires_grad:
-            view = _View.of(target)
-            _source(target).register_hook(lambda grad: deliver(view.read(grad)))
+        if target.requires_grad and site.rule.is_bilinear:
+            watch_call(capture, site, module, call, next(iter((*args, *kwargs.values()))), target)
+        elif target.requires_grad:
+            view = View.of(target)
+            source_of(target).register_hook(lambda grad: deliver(view.read(grad)))
     elif target:
-        views = [_View.of(x) for x in target]
-        sources = [_source(x) for x in target]
+        views = [View.of(x) for x in target]
+        sources = [source_of(x) for x in target]
         torch.autograd.graph.register_multi_grad_hook(
             sources, lambda grads: deliver([v.read(g) for v, g in zip(views, grads, strict=True)])
         )
-
-
-def _source(output: Tensor) -> Tensor:
-    """Where to hang a hook on an output: on the tensor it is a view of, if that has the same numbers.
-
-    An output that is a view (of `addmm`, in a Linear with bias and positions) leaves the graph when it is overwritten in place,
-    as by `nn.ReLU(inplace=True)`, and hooks on it never fire; those on its base keep the gradient of the value before.
-    """
-    base = output._base
-    return output if base is None or not base.requires_grad or base.numel() != output.numel() else base
-
-
-@dataclass(frozen=True)
-class _View:
-    """How to read the gradient of an output off that of its source.
-
-    Args:
-        own: size, stride and offset of the output within its source; None: they are the same tensor.
-        stride: of the source.
-    """
-
-    own: tuple[torch.Size, tuple[int, ...], int] | None
-    stride: tuple[int, ...]
-
-    @staticmethod
-    def of(output: Tensor) -> _View:
-        """Note an output's place in its source; keeps neither of them."""
-        source = _source(output)
-        if source is output:
-            return _View(None, ())
-        offset = int(output.storage_offset() - source.storage_offset())
-        return _View((output.shape, output.stride(), offset), source.stride())
-
-    def read(self, grad: Tensor | None) -> Tensor | None:
-        """The gradient of the output."""
-        if self.own is None or grad is None:
-            return grad
-        if grad.stride() != self.stride:
-            grad = torch.empty_strided(grad.shape, self.stride, dtype=grad.dtype, device=grad.device).copy_(grad)
-        size, stride, offset = self.own
-        return grad.as_strided(size, stride, offset + grad.storage_offset())
 
 
 def _leaves(site: Site) -> list[_Leaf]:

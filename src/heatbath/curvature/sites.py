@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -75,7 +76,7 @@ def find_sites(
         if rule is None or (skip is not None and skip(name, module)):
             continue
         blocks = rule.blocks(module)
-        if blocks:
+        if blocks and all(block.places and math.prod(block.domain) for block in blocks):  # else there is nothing to solve
             owners.append(name)
             held = {key: module.get_parameter(key) for block in blocks for key in block.parameters}
             found.append(Site(name, module, rule, blocks, held))

@@ -78,6 +78,7 @@ class Call:
     output: Any = None  # Any: a tensor, or a tuple for attention and recurrent modules
     training: bool | None = None  # the module's mode during the call; None: as it is now
     random: RandomState | None = None  # before the call, for rules with `draws`
+    chained: bool = False  # outputs come from several graph nodes: a gradient at one may include what flows through another
 
     def argument(self, position: int, name: str) -> Any:  # Any: as above
         """One argument, given by position or by name; None where the caller left it out."""
@@ -111,6 +112,11 @@ class LayerRule(ABC):
         is given their gradients, once all have arrived, as a sequence in the same order with None for an unused tensor.
         """
         return output
+
+    @property
+    def is_bilinear(self) -> bool:
+        """Whether an output is a weight applied linearly to the one input, plus a bias: then `product_rows` holds."""
+        return False
 
     def draws(self, module: nn.Module) -> bool:
         """Whether a call draws random numbers that `rows` has to repeat; then `Call.random` says from where."""

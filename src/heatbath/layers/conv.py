@@ -31,6 +31,10 @@ class ConvRule(AffineRule):
     Patches cost B · S · I · K numbers while their factor is being formed.
     """
 
+    @property
+    def is_bilinear(self) -> bool:
+        return True
+
     def supports(self, module: nn.Module) -> bool:
         inner = "_conv_forward"  # a subclass may override this one and keep `forward`
         return any(is_plain(module, kind) and getattr(type(module), inner) is getattr(kind, inner) for kind in KINDS)

@@ -27,6 +27,10 @@ KINDS: tuple[type[_ConvTransposeNd], ...] = (nn.ConvTranspose1d, nn.ConvTranspos
 class ConvTransposeRule(AffineRule):
     """`nn.ConvTranspose1d`, `2d` and `3d`: one block `[G, O/G, (I/G)·K]`; a patch is mostly zeros where the stride is large."""
 
+    @property
+    def is_bilinear(self) -> bool:
+        return True
+
     def supports(self, module: nn.Module) -> bool:
         return any(is_plain(module, kind) for kind in KINDS)
 

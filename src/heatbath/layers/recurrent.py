@@ -6,7 +6,8 @@ With p_t = W_ih x_t + b_ih and q_t = W_hh h_{t−1} + b_hh (σ the logistic func
     LSTM   i, f, o = σ(p + q), g = tanh(p + q), each its quarter;  c_t = f∘c_{t−1} + i∘g;  h_t = o∘tanh(c_t)
     GRU    r, z = σ(p + q), n = tanh(p + r∘q), each its third;     h_t = (1 − z)∘n + z∘h_{t−1}
 
-so W_ih and W_hh are linear layers whose shared dimension is time (Martens, Ba & Johnson 2018, "Kronecker-factored
+and where an LSTM is projected (`proj_size`), h_t = W_hr (o∘tanh(c_t)). So W_ih, W_hh and W_hr are linear layers whose shared
+dimension is time (Martens, Ba & Johnson 2018, "Kronecker-factored
 curvature approximations for recurrent neural networks"). `nn.LSTM` and its kin compute all steps in one call, so the call is
 run again step by step, and the gradients at all p_t and q_t are one vector–Jacobian product with the captured gradients of
 the sequence and the last states. Packed sequences are padded; their padding gives rows of zeros.
@@ -38,21 +39,20 @@ State = tuple[Tensor, ...]  # (h,), or (h, c) for an LSTM
 class RecurrentRule(AffineRule):
     """`nn.RNN`, `nn.LSTM`, `nn.GRU`: stacked, bidirectional, batch first or not, batched or not, padded or packed.
 
-    Two blocks for each layer and direction: `[1, gates·H, I + 1]` on the inputs and `[1, gates·H, H + 1]` on the states.
-    Projected LSTMs (`proj_size`) are not supported.
+    Two blocks for each layer and direction: `[1, gates·H, I + 1]` on the inputs and `[1, gates·H, H + 1]` on the states; for a
+    projected LSTM a third, `[1, proj_size, H]`, on what is projected.
     """
 
     def supports(self, module: nn.Module) -> bool:
-        if not isinstance(module, nn.RNNBase) or module.proj_size:
+        if not isinstance(module, nn.RNNBase):
             return False
-        names = [
-            f"{part}_{side}{suffix}" for suffix in _suffixes(module) for part in ("weight", "bias") for side in ("ih", "hh")
-        ]
+        parts = ("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh")
+        names = [part + suffix for suffix in _suffixes(module) for part in parts]
         return any(is_plain(module, kind, names) for kind in KINDS)
 
     def maps(self, module: nn.Module) -> tuple[Affine, ...]:
         assert isinstance(module, nn.RNNBase)
-        return tuple(affine for suffix in _suffixes(module) for affine in _pair(module, suffix))
+        return tuple(affine for suffix in _suffixes(module) for affine in _maps(module, suffix))
 
     def outputs(self, module: nn.Module, output: Any) -> tuple[Tensor, ...]:  # Any: as in the base class
         sequence, last = output
@@ -69,14 +69,14 @@ class RecurrentRule(AffineRule):
         last = [g if g is None or g.ndim == 3 else g.unsqueeze(1) for g in last]
         with replaying(None, x.device):
             outputs, traces = _run_layers(module, x, _start(module, x, start), active)
-            inner = [tensor for trace in traces for tensor in (trace.p, *trace.q)]
+            inner = [tensor for trace in traces for tensor in (trace.p, *trace.q, *trace.r)]
             gradients = iter(pull_back(outputs, [sequence, *last], inner))
         rows = []
         for suffix, trace in zip(_suffixes(module), traces, strict=True):
-            at_inputs = next(gradients)
-            at_states = torch.stack([next(gradients) for _ in trace.q])
-            pairs = ((trace.x, at_inputs), (torch.stack(trace.h), at_states))
-            for affine, (a, g) in zip(_pair(module, suffix), pairs, strict=True):
+            pairs = [(trace.x, next(gradients)), (torch.stack(trace.h), torch.stack([next(gradients) for _ in trace.q]))]
+            if trace.r:
+                pairs.append((torch.stack(trace.m), torch.stack([next(gradients) for _ in trace.r])))
+            for affine, (a, g) in zip(_maps(module, suffix), pairs, strict=True):
                 if affine.parameters:
                     rows.append(_rows(affine, a.detach(), g, active, lengths))
         return tuple(rows)
@@ -84,39 +84,50 @@ class RecurrentRule(AffineRule):
 
 @dataclass(frozen=True)
 class RecurrentCellRule(AffineRule):
-    """`nn.RNNCell` and `nn.GRUCell`: each call is one step, so a loop over time is a layer used several times.
+    """`nn.RNNCell`, `nn.LSTMCell` and `nn.GRUCell`: each call is one step, so a loop over time is a layer used several times.
 
-    `nn.LSTMCell` is not supported: whether the gradient that arrives at c_t includes what flows through h_t differs between
-    its fused (CUDA) and composed (CPU) forms.
+    An LSTM cell that PyTorch composes of small operations (on the CPU) makes h_t from c_t, so the gradient that arrives at c_t
+    includes what flows through h_t; where one kernel computes both (on CUDA) it does not. `Call.chained` tells.
     """
 
     def supports(self, module: nn.Module) -> bool:
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        return any(is_plain(module, kind, names) for kind in (nn.RNNCell, nn.GRUCell))
+        return any(is_plain(module, kind, names) for kind in (nn.RNNCell, nn.LSTMCell, nn.GRUCell))
 
     def maps(self, module: nn.Module) -> tuple[Affine, ...]:
-        return _pair(module, "")
+        return _maps(module, "")
 
-    def rows(self, module: nn.Module, call: Call, grad: Tensor) -> tuple[Rows, ...]:
-        assert isinstance(module, nn.RNNCell | nn.GRUCell)
-        mode = "GRU" if isinstance(module, nn.GRUCell) else f"RNN_{module.nonlinearity.upper()}"
-        x, h = batched(call.argument(0, "input").detach(), 2), call.argument(1, "hx")
-        h = x.new_zeros(x.shape[0], module.hidden_size) if h is None else batched(h.detach(), 2)
+    def outputs(self, module: nn.Module, output: Any) -> Any:  # Any: as in the base class
+        return tuple(y for y in output if y.requires_grad) if isinstance(module, nn.LSTMCell) else output
+
+    def rows(self, module: nn.Module, call: Call, grad: Any) -> tuple[Rows, ...]:  # Any: as in the base class
+        assert isinstance(module, nn.RNNCell | nn.LSTMCell | nn.GRUCell)
+        mode = _cell_mode(module)
+        x, given = batched(call.argument(0, "input").detach(), 2), call.argument(1, "hx")
+        parts = given if isinstance(given, tuple | list) else (given,) * _states(mode)
+        zeros = x.new_zeros(x.shape[0], module.hidden_size)
+        state = tuple(zeros if part is None else batched(part.detach(), 2) for part in parts)
         with replaying(None, x.device):
-            p, q = _watched(_linear(module, "ih", x)), _watched(_linear(module, "hh", h))
-            gradients = pull_back(_step(mode, p, q, (h.to(q.dtype),)), [batched(grad, 2)], (p, q))
-        triples = zip(self.maps(module), (x, h), gradients, strict=True)
+            p, q = _watched(_linear(module, "ih", x)), _watched(_linear(module, "hh", state[0]))
+            new = _step(mode, p, q, tuple(part.to(q.dtype) for part in state), apart=call.chained)
+            gradients = pull_back(new, [None if g is None else batched(g, 2) for g in as_gradients(grad)], (p, q))
+        triples = zip(self.maps(module), (x, state[0]), gradients, strict=True)
         return tuple(_rows(affine, a[None], g[None], None, None) for affine, a, g in triples if affine.parameters)
 
 
 @dataclass(frozen=True, eq=False)
 class _Trace:
-    """One layer in one direction, run again: x `[T, B, I]`, p `[T, B, ·]`, and for each time h_{t−1} and q_t `[B, ·]`."""
+    """One layer in one direction, run again: x `[T, B, I]`, p `[T, B, ·]`, and for each time h_{t−1} and q_t `[B, ·]`.
+
+    Where it is projected also m_t = o∘tanh(c_t) and r_t = W_hr m_t `[B, ·]`.
+    """
 
     x: Tensor
     p: Tensor
     h: list[Tensor]
     q: list[Tensor]
+    m: list[Tensor]
+    r: list[Tensor]
 
 
 def _run_layers(module: nn.RNNBase, x: Tensor, start: State, active: Tensor | None) -> tuple[list[Tensor], list[_Trace]]:
@@ -143,22 +154,28 @@ def _run(module: nn.RNNBase, suffix: str, x: Tensor, state: State, active: Tenso
     steps = p.unbind(0)
     times = range(len(steps))
     hidden, watched, outputs = [state[0]] * len(times), [p] * len(times), [p] * len(times)
+    projected = [p] * len(times) if module.proj_size else []
+    reduced = list(projected)
     for t in reversed(times) if suffix.endswith("_reverse") else times:
         hidden[t] = state[0]
         watched[t] = _watched(_linear(module, f"hh{suffix}", state[0]))
         new = _step(module.mode, steps[t], watched[t], state)
+        if module.proj_size:
+            projected[t] = new[0]
+            reduced[t] = _linear(module, f"hr{suffix}", new[0])
+            new = (reduced[t], *new[1:])
         if active is not None:
             new = tuple(torch.where(active[t], now, before) for now, before in zip(new, state, strict=True))
         outputs[t], state = new[0], new
-    return torch.stack(outputs), state, _Trace(x, p, hidden, watched)
+    return torch.stack(outputs), state, _Trace(x, p, hidden, watched, projected, reduced)
 
 
-def _step(mode: str, p: Tensor, q: Tensor, state: State) -> State:
-    """One time step from the two linear layers' outputs."""
+def _step(mode: str, p: Tensor, q: Tensor, state: State, *, apart: bool = False) -> State:
+    """One time step from the two linear layers' outputs; `apart` keeps h_t's gradient from flowing through c_t."""
     if mode == "LSTM":
         i, f, g, o = (p + q).chunk(4, dim=-1)
         c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
-        return o.sigmoid() * c.tanh(), c
+        return o.sigmoid() * (c.detach() if apart else c).tanh(), c
     if mode == "GRU":
         (pr, pz, pn), (qr, qz, qn) = p.chunk(3, dim=-1), q.chunk(3, dim=-1)
         z = (pz + qz).sigmoid()
@@ -166,14 +183,21 @@ def _step(mode: str, p: Tensor, q: Tensor, state: State) -> State:
     return ((p + q).relu() if mode == "RNN_RELU" else (p + q).tanh(),)
 
 
-def _pair(module: nn.Module, suffix: str) -> tuple[Affine, Affine]:
-    """The two linear layers of one layer and direction."""
+def _maps(module: nn.Module, suffix: str) -> tuple[Affine, ...]:
+    """The two linear layers of one layer and direction, or three where it is projected."""
     affines = []
-    for side in ("ih", "hh"):
+    for side in ("ih", "hh", "hr") if getattr(module, "proj_size", 0) else ("ih", "hh"):
         rows, columns = module.get_parameter(f"weight_{side}{suffix}").shape
         names = (trained_name(module, f"weight_{side}{suffix}"), trained_name(module, f"bias_{side}{suffix}"))
         affines.append(Affine(*names, (1, rows, columns)))
-    return affines[0], affines[1]
+    return tuple(affines)
+
+
+def _cell_mode(module: nn.RNNCell | nn.LSTMCell | nn.GRUCell) -> str:
+    """What `nn.RNNBase.mode` would say of a cell."""
+    if isinstance(module, nn.RNNCell):
+        return f"RNN_{module.nonlinearity.upper()}"
+    return "LSTM" if isinstance(module, nn.LSTMCell) else "GRU"
 
 
 def _linear(module: nn.Module, name: str, x: Tensor) -> Tensor:
@@ -208,8 +232,9 @@ def _start(module: nn.RNNBase, x: Tensor, given: Any) -> State:  # Any: None, h,
     """The initial state, `[layers·directions, B, H]` for each part."""
     dtype = module.get_parameter("weight_hh_l0").dtype
     if given is None:
-        zeros = x.new_zeros(len(_suffixes(module)), x.shape[1], module.hidden_size, dtype=dtype)
-        return (zeros,) * _states(module.mode)
+        sizes = (module.proj_size or module.hidden_size, module.hidden_size)
+        count = len(_suffixes(module))
+        return tuple(x.new_zeros(count, x.shape[1], size, dtype=dtype) for size in sizes[: _states(module.mode)])
     parts = given if isinstance(given, tuple) else (given,)
     return tuple((part if part.ndim == 3 else part.unsqueeze(1)).detach().to(dtype) for part in parts)
 

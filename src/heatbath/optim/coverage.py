@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from heatbath.curvature import Site
 from heatbath.operators import map_tensors
+from heatbath.optim.layout import Layout
 from heatbath.optim.stacks import Stack
 
 
@@ -50,15 +50,8 @@ class Coverage:
         return "\n".join(lines)
 
 
-def describe(stacks: Sequence[Stack], sites: Sequence[Site], model: nn.Module, fallback: Sequence[nn.Parameter]) -> Coverage:
-    """Make the table for an optimizer.
-
-    Args:
-        stacks: its stacks.
-        sites: its sites.
-        model: its model.
-        fallback: parameters left to AdamW.
-    """
+def describe(layout: Layout, model: nn.Module) -> Coverage:
+    """Make the table for an optimizer, from its layout and its model."""
     names = {id(p): name for name, p in model.named_parameters()}
     users: dict[int, list[tuple[str, str]]] = {}  # of each parameter: names and kinds of modules
     for name, module in model.named_modules():
@@ -67,17 +60,19 @@ def describe(stacks: Sequence[Stack], sites: Sequence[Site], model: nn.Module, f
     kinds = {key: " + ".join(dict.fromkeys(kind for _, kind in own)) for key, own in users.items()}
     ties = {key: f", tied: {' and '.join(name for name, _ in own)}" * (len(own) > 1) for key, own in users.items()}
     rows = []
-    for site in sites:
+    for site in layout.sites:
         shapes = " + ".join(f"{b.places}×" * (b.places > 1) + f"{b.domain[0]}×{b.domain[1]}" for b in site.blocks)
         numbers = sum(p.numel() for p in site.parameters().values())
         tie = "".join({ties[id(p)] for p in site.parameters().values() if site.twins and id(p) in ties})
-        rows.append(Covered(site.name or "(model)", type(site.module).__name__, f"kfac {shapes}{tie}", numbers))
-    known = {id(p) for p in fallback} | {id(p) for site in sites for p in site.parameters().values()}
-    rows += [Covered(names[id(p)], kinds[id(p)], f"adamw{ties[id(p)]}", p.numel()) for p in fallback]
+        treatment = "adamw, no call seen" if site.name in layout.uncalled else f"kfac {shapes}{tie}"
+        rows.append(Covered(site.name or "(model)", type(site.module).__name__, treatment, numbers))
+    fallback = [p for params in layout.fallback for p in params]
+    known = {id(p) for p in fallback} | {id(p) for site in layout.sites for p in site.parameters().values()}
+    rows += [Covered(names[id(p)], kinds[id(p)], f"adamw{ties[id(p)]}", 0 if is_lazy(p) else p.numel()) for p in fallback]
     for name, p in model.named_parameters():
         if id(p) not in known:
             rows.append(Covered(name, kinds[id(p)], "untrained" if p.requires_grad else "frozen", p.numel()))
-    return Coverage(tuple(rows), sum(_bytes(stack) for stack in stacks))
+    return Coverage(tuple(rows), sum(_bytes(stack) for stack in layout.stacks))
 
 
 def _bytes(stack: Stack) -> int:

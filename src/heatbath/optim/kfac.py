@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from heatbath.optim.damping import Damping, ExactDamping, FactoredDamping, InputDamping
 from heatbath.optim.natural import NaturalGradient
@@ -80,6 +81,13 @@ class KFAC(NaturalGradient):
             policy=policy,
             generator=generator,
         )
+        shapeless = next((name for name, p in model.named_parameters() if is_lazy(p)), None)
+        if shapeless is not None:
+            warnings.warn(
+                f"{shapeless} has no shape yet: to treat its layer by curvature, run one batch through the model first, or "
+                "call opt.refresh_layout() after it; till then AdamW trains it",
+                stacklevel=2,
+            )
         if not self.sites:
             warnings.warn("no layer of this model has a curvature rule: AdamW trains all of it", stacklevel=2)
 

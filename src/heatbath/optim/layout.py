@@ -34,6 +34,7 @@ class Layout:
         self.ready: set[str] = set()  # names of sites whose solver state rests on data
         group_of = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
         self.packing = Packing(self.sites, self.stacks, find_places(self.stacks), group_of)
+        self.uncalled: set[str] = set()  # names of sites that have gradients, but through no call of their module
         self.index(groups)
 
     @staticmethod
@@ -83,7 +84,9 @@ class Layout:
                 self.ready.add(site.name)
         self.settle()
         late = [site for site in self.sites if site in self.absent]
-        return [site for site in late if any(p.grad is not None for p in site.parameters().values())]
+        late = [site for site in late if any(p.grad is not None for p in site.parameters().values())]
+        self.uncalled = {site.name for site in late}
+        return late
 
     def __getstate__(self) -> dict[str, Any]:  # Any: attributes
         return {
@@ -91,6 +94,7 @@ class Layout:
             "stacks": self.stacks,
             "sharing": self.sharing,
             "ready": self.ready,
+            "uncalled": self.uncalled,
             "packing": self.packing,
         }
 

@@ -206,7 +206,8 @@ class NaturalGradient(torch.optim.Optimizer):
             self._last_refresh = self.steps
             self._tally.refreshes += 1
         for site in self.layout.welcome():
-            self._warn_once(f"{site.name or 'model'}: gradients came, but through no call of the module; AdamW trains it")
+            how = "gradients came, but through no call of the module; AdamW trains it till rows come"
+            self._warn_once(f"{site.name or 'model'}: {how}")
 
     def _warn_once(self, message: str | None) -> None:
         """Say something, if there is something to say, at the line that called `step` and the first time only."""
@@ -360,7 +361,7 @@ class NaturalGradient(torch.optim.Optimizer):
 
     def coverage(self) -> Coverage:
         """Which layer is treated how, and the bytes of state held."""
-        return describe(self.stacks, self.sites, self.model, [p for params in self.layout.fallback for p in params])
+        return describe(self.layout, self.model)
 
     def state_dict(self) -> dict[str, Any]:  # Any: torch's own type
         """Everything needed to go on bit-equal: groups, fallback state, factors, solver states, momentum, counters.

@@ -76,7 +76,7 @@ class Seen:
         likelihood = policy.fisher.likelihood
         if capture.enabled and likelihood is not None:
             seen = likelihood.observe(outputs, targets, mask, policy.reduction)
-            probes = [min(own, key=Tensor.numel) for own in parameters]
+            probes = [p for own in parameters for p in (own if capture.derived else [min(own, key=Tensor.numel)])]
             capture.pull_back(outputs, policy.fisher.vectors(seen, generator), probes)
             self.terms = seen.terms if self.terms is None else self.terms + seen.terms
         if policy.quadratic is not None:
