@@ -70,3 +70,19 @@ def test_with_defaults_the_loss_never_rises_above_its_start_and_the_target_is_re
     assert max(losses[1:]) <= 1.1 * losses[0]  # single mini-batches scatter by about a tenth around the start
     assert [event["event"] for event in record.events] == ["finished"]
     assert record.reached() is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", ["cholesky", "thermodynamic-inverse"])
+def test_with_defaults_the_loss_of_the_autoencoder_never_rises_above_its_start(
+    solver: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    experiment = recipes()["mnist-autoencoder"]
+    if experiment.source.load().name != "mnist":
+        pytest.skip("needs MNIST: set HEATBATH_DATA")
+    choice = choose(experiment, "kfac", solver=solver, bits=8 if "thermo" in solver else None)
+    files = RunFiles(tmp_path_factory.mktemp("run"))
+    record = run(experiment, choice, options=RunOptions(steps=20, checkpoint_every=0), files=files)
+    losses = record.metric("loss")[2]
+    assert max(losses[1:]) <= 1.01 * losses[0]  # batches of 500 or more scatter by less than a hundredth around the start
+    assert losses[-1] < 0.8 * losses[0]
