@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from tests.curvature.test_fisher import mlp, observer
 from tests.curvature.truth import error, factors, fill, optimizer_for
 from tests.laws import noise
 from tests.layers.truth import outer_sums
+from tests.zoo import PLAIN
 
 Seen = list[tuple[str, Rows]]
 
@@ -67,7 +69,19 @@ class Tied(nn.Module):
         return self.last(self.inner(self.inner(x).tanh()).tanh())
 
 
+class Overwritten(nn.Module):
+    """A layer over positions, whose output is a view of another tensor and is overwritten in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 4), nn.Linear(12, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).tanh_().flatten(1))
+
+
 MODELS = {
+    "positions, overwritten": (Overwritten, (4, 3, 2)),
     "mlp": (lambda: mlp(2, 5, 4, 1, activation=nn.Tanh()), (6, 2)),
     "no bias": (lambda: nn.Sequential(nn.Linear(2, 4, bias=False), nn.Tanh(), nn.Linear(4, 1, bias=False)), (6, 2)),
     "convolutions": (conv, (3, 2, 3)),
@@ -90,6 +104,24 @@ def test_rows_of_all_uses_sum_to_the_gradient_of_each_example(kind, order):
         where = {name: names[id(p)] for name, p in site.parameters().items()}
         truth = [site.rule.pack(site.module, {n: grads[i] for n, i in where.items()})[0] for grads in own]
         torch.testing.assert_close(collector.of_examples(site.name), torch.stack(truth, 1), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_positions_may_come_before_examples(order):
+    """The factors of a sequence-first batch are those of its batch-first twin."""
+    found, x = [], noise(5, 3, 2, seed=3)
+    for turned in (False, True):
+        model = fill(nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)))
+        optimizer = KFAC(model, damping=1.0, policy=replace(PLAIN, batch_dim=int(turned)))
+        inputs = (x.transpose(0, 1) if turned else x).clone().requires_grad_()
+        value = model(inputs)
+        for _ in range(order):
+            value = torch.autograd.grad(value.sum(), inputs, create_graph=True)[0][..., 0]
+        (value.square().sum() / len(x)).backward()
+        found.append(factors(optimizer))
+    for name, each in found[0].items():
+        torch.testing.assert_close(found[1][name].left.dense(), each.left.dense(), rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(found[1][name].right.dense(), each.right.dense(), rtol=1e-12, atol=1e-14)
 
 
 def test_the_gradients_themselves_are_those_of_a_model_that_nobody_watches():

@@ -39,11 +39,11 @@ def watch_call(capture: Capture, site: Site, module: nn.Module, call: Call, take
         output: what came of it.
     """
     use = partial(Use, capture, site, module, call, capture.passes)
-    use(taken).watch(output)
+    use(taken).watch(source_of(output), View.of(output))
     before, after = unpack_dual(taken).tangent, unpack_dual(output).tangent
     if before is not None and after is not None and after.requires_grad and _trains_weight(site):
         capture.derived = True
-        use(before, 2).watch(after)
+        use(before, 2).watch(source_of(after), View.of(after))
 
 
 @dataclass(eq=False)
@@ -71,9 +71,9 @@ class Use:
     view: View = ITSELF
     _waiting: RemovableHandle | None = None
 
-    def watch(self, product: Tensor) -> None:
-        """Hang a hook on what came of it."""
-        source_of(product).register_hook(partial(self.arrive, View.of(product)))
+    def watch(self, product: Tensor, view: View) -> None:
+        """Hang a hook on what came of it, or on what that is a view of."""
+        product.register_hook(partial(self.arrive, view))
 
     def arrive(self, view: View, grad: Tensor) -> Tensor | None:
         """Deliver the gradient at the product, read by `view` off that of its source, or follow it."""
@@ -111,7 +111,9 @@ class Use:
         self._waiting.remove()
         if back.requires_grad:
             self.capture.derived = True
-            Use(self.capture, self.site, self.module, self.call, self.pass_number, alone, self.order + 1, view).watch(back)
+            Use(self.capture, self.site, self.module, self.call, self.pass_number, alone, self.order + 1, view).watch(
+                back, self.view
+            )
 
 
 def _trains_weight(site: Site) -> bool:
