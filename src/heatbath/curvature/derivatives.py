@@ -20,7 +20,7 @@ from torch.autograd.forward_ad import unpack_dual
 from torch.utils.hooks import RemovableHandle
 
 from heatbath.curvature.views import ITSELF, View, source_of
-from heatbath.layers import AffineRule, Call, product_rows
+from heatbath.layers import Call, product_rows, trains_weight
 
 if TYPE_CHECKING:
     from heatbath.curvature.capture import Capture
@@ -41,7 +41,7 @@ def watch_call(capture: Capture, site: Site, module: nn.Module, call: Call, take
     use = partial(Use, capture, site, module, call, capture.passes)
     use(taken).watch(source_of(output), View.of(output))
     before, after = unpack_dual(taken).tangent, unpack_dual(output).tangent
-    if before is not None and after is not None and after.requires_grad and _trains_weight(site):
+    if before is not None and after is not None and after.requires_grad and trains_weight(site.rule, site.module):
         capture.derived = True
         use(before, 2).watch(source_of(after), View.of(after))
 
@@ -94,7 +94,6 @@ class Use:
         if self.order == 0:
             rows = rule.rows(self.module, call, grad)
         else:
-            assert isinstance(rule, AffineRule)
             transposed = self.order % 2 == 1
             pair = (grad, taken) if transposed else (taken, grad)
             rows = product_rows(rule, self.module, *pair, like=call if transposed else None)
@@ -103,7 +102,9 @@ class Use:
     def _goes_on(self) -> bool:
         """Whether the pass that runs now comes to what the product is taken of, and the weight trains."""
         node = self.taken.grad_fn
-        return node is not None and _trains_weight(self.site) and bool(torch._C._will_engine_execute_node(node))
+        return (
+            node is not None and trains_weight(self.site.rule, self.module) and bool(torch._C._will_engine_execute_node(node))
+        )
 
     def _follow(self, alone: Tensor, view: View, back: Tensor) -> None:
         """The pass has made a product of the opposite kind."""
@@ -114,9 +115,3 @@ class Use:
             Use(self.capture, self.site, self.module, self.call, self.pass_number, alone, self.order + 1, view).watch(
                 back, self.view
             )
-
-
-def _trains_weight(site: Site) -> bool:
-    """Whether more than a bias trains, which has no part in derivatives."""
-    assert isinstance(site.rule, AffineRule)
-    return any(affine.weight for affine in site.rule.trained(site.module))

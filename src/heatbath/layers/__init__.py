@@ -11,6 +11,7 @@ from heatbath.layers.base import Rows as Rows
 from heatbath.layers.conv import ConvRule as ConvRule
 from heatbath.layers.conv_transpose import ConvTransposeRule as ConvTransposeRule
 from heatbath.layers.derivative import product_rows as product_rows
+from heatbath.layers.derivative import trains_weight as trains_weight
 from heatbath.layers.embedding import EmbeddingBagRule as EmbeddingBagRule
 from heatbath.layers.embedding import EmbeddingRule as EmbeddingRule
 from heatbath.layers.linear import LinearRule as LinearRule

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from heatbath.layers.affine import AffineRule
-from heatbath.layers.base import Call, Rows
+from heatbath.layers.base import Call, LayerRule, Rows
 
 
 def product_rows(
-    rule: AffineRule, module: nn.Module, inputs: Tensor, grad: Tensor, *, like: Call | None = None
+    rule: LayerRule, module: nn.Module, inputs: Tensor, grad: Tensor, *, like: Call | None = None
 ) -> tuple[Rows, ...]:
     """Rows of a product with the weight alone.
 
@@ -37,6 +37,7 @@ def product_rows(
         grad: shaped like its output.
         like: the layer's own call, to whose rows those of a transposed product are stretched; None: they are left alone.
     """
+    assert isinstance(rule, AffineRule)  # what is bilinear is affine
     rows = rule.rows(module, Call((inputs,)), grad)
     found = []
     for index, (affine, row) in enumerate(zip(rule.trained(module), rows, strict=True)):
@@ -50,6 +51,12 @@ def product_rows(
             a, g = _stretched(a, g, forward if affine.bias else torch.cat((forward, torch.ones_like(forward[..., :1])), -1))
         found.append(Rows(a, g, summed=row.summed, empty=row.empty))
     return tuple(found)
+
+
+def trains_weight(rule: LayerRule, module: nn.Module) -> bool:
+    """Whether a bilinear layer trains more than a bias, which has no part in derivatives."""
+    assert isinstance(rule, AffineRule)
+    return any(affine.weight for affine in rule.trained(module))
 
 
 def _stretched(a: Tensor, g: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -49,39 +50,34 @@ class Seen:
         Raises:
             ValueError: the model is checkpointed in a way that allows no pulling back.
         """
-        try:
-            self._look(outputs, targets, mask, policy, capture, generator)
-        except RuntimeError as error:
-            if "use_reentrant" not in str(error):
-                raise
-            raise ValueError(
-                "observe cannot pull vectors back through reentrant checkpoints, which allow no gradient but that of the loss: "
-                "use checkpoint(..., use_reentrant=False), or the empirical Fisher and no quadratic model"
-            ) from error
+        with _checkpoints_explained():
+            if policy.batch_dim and outputs.ndim > 2:
+                outputs = outputs.transpose(0, 1)
+                targets, mask = (None if x is None else x.transpose(0, 1) for x in (targets, mask))
+            parameters = [list(site.parameters().values()) for site in capture.sites]
+            likelihood = policy.fisher.likelihood
+            if capture.enabled and likelihood is not None:
+                seen = likelihood.observe(outputs, targets, mask, policy.reduction)
+                probes = [p for own in parameters for p in (own if capture.derived else [min(own, key=Tensor.numel)])]
+                capture.pull_back(outputs, policy.fisher.vectors(seen, generator), probes)
+                self.terms = seen.terms if self.terms is None else self.terms + seen.terms
+            if policy.quadratic is not None:
+                seen = policy.quadratic.likelihood.observe(outputs, targets, mask, policy.reduction)
+                self.linear.append(linearize(outputs, seen, [p for own in parameters for p in own]))
 
-    def _look(
-        self,
-        outputs: Tensor,
-        targets: Tensor | None,
-        mask: Tensor | None,
-        policy: Policy,
-        capture: Capture,
-        generator: torch.Generator | None,
-    ) -> None:
-        """As `look`, with torch's own errors."""
-        if policy.batch_dim and outputs.ndim > 2:
-            outputs = outputs.transpose(0, 1)
-            targets, mask = (None if x is None else x.transpose(0, 1) for x in (targets, mask))
-        parameters = [list(site.parameters().values()) for site in capture.sites]
-        likelihood = policy.fisher.likelihood
-        if capture.enabled and likelihood is not None:
-            seen = likelihood.observe(outputs, targets, mask, policy.reduction)
-            probes = [p for own in parameters for p in (own if capture.derived else [min(own, key=Tensor.numel)])]
-            capture.pull_back(outputs, policy.fisher.vectors(seen, generator), probes)
-            self.terms = seen.terms if self.terms is None else self.terms + seen.terms
-        if policy.quadratic is not None:
-            seen = policy.quadratic.likelihood.observe(outputs, targets, mask, policy.reduction)
-            self.linear.append(linearize(outputs, seen, [p for own in parameters for p in own]))
+
+@contextmanager
+def _checkpoints_explained() -> Iterator[None]:
+    """Torch's error about reentrant checkpoints, in the words of the caller."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise ValueError(
+            "observe cannot pull vectors back through reentrant checkpoints, which allow no gradient but that of the loss: "
+            "use checkpoint(..., use_reentrant=False), or the empirical Fisher and no quadratic model"
+        ) from error
 
 
 def passed_terms(capture: Capture, reduction: Reduction | None) -> int | None:

@@ -107,7 +107,7 @@ def langevin(
     Args:
         gradient: ∇U of `[chains, n]`; scaled by the caller so that its largest curvature is about 1.
         start: first voltages, `[chains, n]`.
-        spec: the machine: time constant and converters for the bill.
+        spec: the machine, for its time constant and its bill; its converters, mismatch and noise level are not emulated here.
         upload_bits: bits that program it, such as those of the data matrix.
         reads: samples of each chain.
         interval: seconds between reads.
