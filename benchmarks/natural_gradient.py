@@ -5,26 +5,25 @@ Two tasks: 8×8 digits by a network 64-16-10 until 95 % of the held-out images a
 grid that needs fewest steps on the validation split (seeds 0 and 1), and is then run on the test split with five other seeds.
 "More than the limit" counts as the limit. Batches are the same for all methods.
 
-    HEATBATH_DATA=… python benchmarks/natural_gradient.py      # some minutes; writes benchmarks/results/natural_gradient.json
+    python benchmarks/natural_gradient.py      # some minutes; writes benchmarks/results/natural_gradient.json
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import heatbath as hb
 from heatbath.experiments.data import digits
+from heatbath.experiments.data.uci import read_table
 from heatbath.experiments.environment import host, versions
 
 RESULTS = Path(__file__).parent / "results" / "natural_gradient.json"
@@ -64,9 +63,8 @@ def digits_task() -> Task:
 
 
 def concrete_task() -> Task:
-    folder = Path(os.environ["HEATBATH_DATA"]) / "uci" / "concrete"
-    table = torch.tensor(np.loadtxt(folder / "data.csv.gz", delimiter=","), dtype=torch.float32)
-    masks = torch.tensor(np.loadtxt(folder / "test_mask.csv.gz", delimiter=",")).bool()
+    table, masks, _ = read_table("concrete")
+    table = table.float()
     test, validation = masks[:, 0], masks[:, 1] & ~masks[:, 0]
     rest = table[~test & ~validation]
     table = (table - rest.mean(0)) / rest.std(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 from dataclasses import replace
@@ -18,7 +17,7 @@ from heatbath.optim import NGD, TNGD, JointPolicy, Start, TNGDPolicy
 from heatbath.optim.tngd import LIMIT
 from tests.curvature.test_jacobian import close, gauss_newton, mlp
 from tests.laws import fresh, noise
-from tests.optim.test_ngd import flat, gradient, steps
+from tests.optim.joint_loops import flat, goes_on_bit_equal, gradient, steps
 from tests.zoo import EIGHT, IDEAL, MACHINES, TAU
 
 EXACT = ExactFisher(Categorical())
@@ -258,19 +257,7 @@ def test_a_checkpoint_carries_the_voltages(adam):
         options = {"lr": 0.01, "damping": DAMPING, "policy": policy, "generator": fresh(3)}
         return model, TNGD(model, machine=noisy, fisher=EXACT, time=3 * TAU, **options)
 
-    model, optimizer = make()
-    steps(model, optimizer, x, y, 2, F.cross_entropy)
-    file = io.BytesIO()
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
-    steps(model, optimizer, x, y, 2, F.cross_entropy)
-    file.seek(0)
-    saved = torch.load(file, weights_only=True)
-    again, other = make()
-    again.load_state_dict(saved["model"])
-    other.load_state_dict(saved["optimizer"])
-    steps(again, other, x, y, 2, F.cross_entropy)
-    assert torch.equal(flat(again), flat(model))
-    assert other.work == optimizer.work
+    goes_on_bit_equal(make, x, y)
 
 
 # --- at the door -----------------------------------------------------------------------------------------------------------

@@ -1,12 +1,10 @@
 """Maximum cuts against enumeration and integer programming (HiGHS, by scipy)."""
 
 import networkx
-import numpy as np
 import pytest
 import torch
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import lil_matrix
 
+from examples.max_cut import integer_program
 from heatbath.costs import h100, price
 from heatbath.machines import Order, PbitMachine, PbitSpec, pbit_presets
 from heatbath.samplers import cut_value, max_cut
@@ -17,28 +15,12 @@ def karate() -> torch.Tensor:
     return torch.tensor(networkx.to_numpy_array(networkx.karate_club_graph(), weight=None))
 
 
-def integer_program(weights: torch.Tensor) -> float:
-    """The maximum cut by mixed-integer programming: e ≤ x_i + x_j, e ≤ 2 − x_i − x_j, Σ w e largest."""
-    edges = torch.triu(weights).nonzero().tolist()
-    n, m = len(weights), len(edges)
-    rows = lil_matrix((2 * m, n + m))
-    for k, (i, j) in enumerate(edges):
-        rows[2 * k, [i, j, n + k]] = [-1, -1, 1]
-        rows[2 * k + 1, [i, j, n + k]] = [1, 1, 1]
-    cost = np.concatenate((np.zeros(n), [-float(weights[i, j]) for i, j in edges]))
-    upper = np.tile([0.0, 2.0], m)
-    fixed = Bounds(np.zeros(n + m), np.concatenate(([0.0], np.ones(n + m - 1))))  # one side of node 0: halves the tree
-    result = milp(cost, constraints=LinearConstraint(rows.tocsr(), ub=upper), integrality=np.ones(n + m), bounds=fixed)
-    assert result.success
-    return -result.fun
-
-
 @pytest.mark.parametrize("order", list(Order))
 def test_the_cut_of_the_karate_club_is_that_of_an_integer_program(order):
     weights = karate()
     machine = PbitMachine(pbit_presets()["z1-2026"])
     best = max_cut(weights, machine, sweeps=200, chains=8, order=order, generator=torch.Generator().manual_seed(0))
-    assert best.value == round(integer_program(weights))  # whole weights, so the optimum is whole
+    assert best.value == round(integer_program(weights, seconds=60)[0])  # whole weights, so the optimum is whole
     crossing = sum(
         float(w) for i, j in torch.triu(weights).nonzero() for w in [weights[i, j]] if best.sides[i] != best.sides[j]
     )

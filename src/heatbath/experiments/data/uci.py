@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from heatbath.experiments.data.base import Dataset, Fetch, Remote, Source, Tensors, locate
+from heatbath.experiments.data.base import Dataset, Fetch, Remote, Tensors, locate
 
 HOST = "https://raw.githubusercontent.com/treforevans/uci_datasets/f0737523712fe66a1640e4b980b927e8490b58eb/uci_datasets/"
 TABLES = {  # name: (SHA-256 of data.csv.gz, of test_mask.csv.gz)
@@ -46,17 +45,33 @@ def load_table(name: str, *, split: int = 0, fetch: Fetch | None = None) -> Data
     Raises:
         ValueError: an unknown table, a split that is not 0 to 9, or a damaged file.
     """
-    if name not in TABLES or not 0 <= split < 10:
-        raise ValueError(f"known tables are {', '.join(TABLES)}, with splits 0 to 9; got {name!r}, split {split}")
-    files = zip(("data.csv.gz", "test_mask.csv.gz"), TABLES[name], strict=True)
-    remotes = {file: Remote((f"{HOST}{name}/{file}",), f"sha256:{sha}") for file, sha in files}
+    if not 0 <= split < 10:
+        raise ValueError(f"the splits are 0 to 9, got {split}")
     try:
-        paths, source = locate(f"uci/{name}", remotes, fetch=fetch)
+        table, masks, source = read_table(name, fetch=fetch)
     except FileNotFoundError as error:
         return _diabetes(why=str(error).split(". ")[0])
+    return Dataset(f"uci-{name}", source, *_standardized(table[:, :-1], table[:, -1], masks[:, split]))
+
+
+def read_table(name: str, *, fetch: Fetch | None = None) -> tuple[Tensor, Tensor, str]:
+    """A table as it is: rows `[N, D + 1]` with the target last, test masks of ten splits `[N, 10]`, and where it came from.
+
+    Args:
+        name: a key of `TABLES`.
+        fetch: the downloader; pooch by default.
+
+    Raises:
+        FileNotFoundError: neither there nor downloadable.
+        ValueError: an unknown table or a damaged file.
+    """
+    if name not in TABLES:
+        raise ValueError(f"known tables are {', '.join(TABLES)}; got {name!r}")
+    files = zip(("data.csv.gz", "test_mask.csv.gz"), TABLES[name], strict=True)
+    remotes = {file: Remote((f"{HOST}{name}/{file}",), f"sha256:{sha}") for file, sha in files}
+    paths, source = locate(f"uci/{name}", remotes, fetch=fetch)
     table, masks = (_read(paths[file]) for file in remotes)
-    test = masks[:, split] > 0.5
-    return Dataset(f"uci-{name}", source, *_standardized(table[:, :-1], table[:, -1], test))
+    return table, masks > 0.5, source
 
 
 def load_breast_cancer() -> Dataset:
@@ -83,7 +98,7 @@ def _read(path: Path) -> Tensor:
     try:
         with gzip.open(path, "rt") as file:
             return torch.tensor(np.loadtxt(file, delimiter=",", ndmin=2), dtype=torch.float64)
-    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}): replace it, or remove it to have it downloaded") from error
 
 
@@ -94,9 +109,3 @@ def _standardized(inputs: Tensor, target: Tensor, test: Tensor, *, scale_target:
     if scale_target:
         target = (target - target[train].mean()) / target[train].std()
     return Tensors((inputs[train], target[train])), Tensors((inputs[test], target[test]))
-
-
-concrete, energy, yacht = (
-    Source(f"uci-{name}", f"UCI {name}, local or downloaded, else diabetes", partial(load_table, name)) for name in TABLES
-)
-breast_cancer = Source("uci-breast-cancer", "UCI breast cancer, ships with scikit-learn", load_breast_cancer)
