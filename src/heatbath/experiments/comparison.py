@@ -130,11 +130,14 @@ def comparison_table(records: Sequence[Record]) -> tuple[list[str], list[list[st
     """Head and rows of the table, as text; `record.target.describe()` belongs beside it.
 
     Raises:
-        ValueError: no records, or records with different targets.
+        ValueError: no records, or records of different recipes or with different targets.
     """
     targets = {record.target for record in records}
     if len(targets) != 1:
         raise ValueError(f"only runs with one target can be compared, got {len(targets)} targets in {len(records)} records")
+    recipes = sorted({record.header["experiment"] for record in records})
+    if len(recipes) != 1:
+        raise ValueError(f"only runs of one recipe can be compared, got {', '.join(recipes)}; make a page for each")
     target = targets.pop()
     head = [
         "optimizer",
