@@ -83,7 +83,7 @@ def test_only_runs_with_one_target_are_compared(records: list[Record]) -> None:
     with pytest.raises(ValueError, match="got 0 targets in 0 records"):
         comparison_table([])
     other = replace(records[1], header={**records[1].header, "experiment": "another"})
-    with pytest.raises(ValueError, match="only runs of one recipe can be compared, got another, .*; make a page for each"):
+    with pytest.raises(ValueError, match=r"only runs of one recipe can be compared, got another, .*; make a page for each"):
         comparison_table([records[0], other])
 
 
