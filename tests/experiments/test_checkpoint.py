@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,13 @@ def test_random_states_are_restored() -> None:
 def test_a_folder_is_made_and_left_empty(tmp_path: Path) -> None:
     check_folder(tmp_path / "a" / "b", needed_bytes=10)
     assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_a_folder_may_be_tried_by_many_at_once(tmp_path: Path) -> None:
+    """Runs side by side share their folder: nobody takes another's probe away."""
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda _: check_folder(tmp_path / "new", needed_bytes=0), range(2000)))
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,9 @@ def check_folder(folder: Path, *, needed_bytes: int) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".heatbath-probe"
-        probe.write_bytes(b"probe")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder) as probe:  # of its own name: other processes may try the same folder
+            probe.write(b"probe")
+            probe.flush()
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise OSError(
