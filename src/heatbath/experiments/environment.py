@@ -22,7 +22,7 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
-    return {**found, "torch": str(torch.__version__)}  # with its build (+cpu, +cu132), which the metadata of some wheels leave out
+    return {**found, "torch": str(torch.__version__)}  # with its build (+cu132), which the metadata of some wheels lacks
 
 
 def host(device: torch.device) -> dict[str, Any]:  # Any: JSON values
