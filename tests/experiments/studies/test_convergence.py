@@ -93,6 +93,21 @@ def test_the_page_holds_what_the_records_hold(outcomes: list[Outcome], tmp_path:
     assert (int(last["step"]), float(last["mean test accuracy"])) == (6, pytest.approx(sum(ends) / 2, rel=1e-5))
 
 
+@pytest.mark.slow
+def test_further_baselines_are_tuned_and_run_like_the_first(tmp_path: Path) -> None:
+    study = replace(STUDY, steps=2, seeds=1, bits=(), others=("sgd", "nadamw"), trials=5)
+    outcomes = study.run(tmp_path)
+    assert [one.tuned.choice.optimizer for one in outcomes] == ["adamw", "sgd", "nadamw", "kfac"]
+    digital = outcomes[-1].tuned.trials
+    assert all(digital <= one.tuned.trials <= 5 for one in outcomes)
+    assert outcomes[1].searched == ("lr", "momentum")
+    text = convergence_page(study, outcomes).write(tmp_path / "page").read_text()
+    assert all(f"**{one.title}** " in text for one in outcomes[1:])
+    assert (
+        f"{outcomes[-1].title} had {digital} trials, AdamW {outcomes[0].tuned.trials}, SGD {outcomes[1].tuned.trials}" in text
+    )
+
+
 def run(accuracies: Sequence[float], losses: Sequence[float]) -> Record:
     rows = [{"step": i, "loss": losses[i], "seconds": 0.0} for i in range(len(losses))]
     for i, value in enumerate(accuracies):
@@ -120,10 +135,15 @@ def test_the_training_loss_is_averaged_over_five_steps_and_the_start_is_left_out
     assert steps_to_level(spiky, baseline, "loss") == [11]
 
 
-def test_a_study_without_steps_or_seeds_is_refused() -> None:
-    for steps, seeds in ((0, 1), (1, 0)):
-        with pytest.raises(ValueError, match=f"at least 1 step and 1 seed, got {steps} and {seeds}"):
-            Convergence(tasks.experiment, steps=steps, seeds=seeds)
+def test_a_study_without_steps_seeds_or_trials_is_refused() -> None:
+    for steps, seeds, trials in ((0, 1, 1), (1, 0, 1), (1, 1, 0)):
+        with pytest.raises(ValueError, match=f"1 step, 1 seed and 1 trial, got {steps}, {seeds} and {trials}"):
+            Convergence(tasks.experiment, steps=steps, seeds=seeds, trials=trials)
+
+
+def test_an_unknown_baseline_is_refused() -> None:
+    with pytest.raises(ValueError, match="no further baseline 'adamx'; did you mean adam"):
+        Convergence(tasks.experiment, steps=1, others=("adamx",))
 
 
 class Untouched:

@@ -1,7 +1,8 @@
 """How many steps, and how much time, each optimizer needs on one task.
 
 Digital K-FAC is tuned first, by compass search over learning rate, damping and clip on held-out training data. AdamW is tuned
-over learning rate, β₁ and β₂ in the same way, and gets at least as many trials. Thermodynamic K-FAC, by either method and at
+over learning rate, β₁ and β₂ in the same way, and so are further baselines over what they have; each gets at least as many
+trials. Thermodynamic K-FAC, by either method and at
 each number of bits, takes over digital K-FAC's damping and clip, and searches its own learning rate on the same lattice: it has
 fewer trials than AdamW, never more. Then the best of each is trained anew on all training data, from a few seeds with which
 every optimizer shares start and batches, and measured on the test split.
@@ -14,13 +15,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from heatbath.experiments.compass import Compass, compass
-from heatbath.experiments.optimizers import THERMODYNAMIC, Choice, choose
+from heatbath.experiments.optimizers import CURVED, THERMODYNAMIC, Choice, choose, known
 from heatbath.experiments.records import Record
 from heatbath.experiments.trials import Recipe, Trial, run_trials
 from heatbath.experiments.tuned import Tuned
 
 DIGITAL_AXES = ("lr", "damping", "kl_clip")
+BASELINE = "adamw"
 BASELINE_AXES = ("lr", "momentum", "square_decay")
+OTHER_AXES = {  # what is searched for further baselines
+    "sgd": ("lr", "momentum"),
+    "adam": BASELINE_AXES,
+    "nadamw": BASELINE_AXES,
+    "muon": ("lr", "momentum"),
+    "soap": BASELINE_AXES,
+    "singd": ("lr", "damping", "momentum"),
+}
 THERMODYNAMIC_AXES = ("lr",)
 
 Watch = Callable[[Trial, Record, bool], None]
@@ -47,6 +57,16 @@ class Outcome:
         """The optimizer, for people."""
         return self.tuned.choice.title
 
+    @property
+    def curved(self) -> bool:
+        """Whether it is K-FAC, by whichever solver."""
+        return self.tuned.choice.optimizer in CURVED
+
+    @property
+    def analog(self) -> bool:
+        """Whether a machine solves for it."""
+        return self.tuned.choice.machine is not None
+
 
 @dataclass(frozen=True)
 class Convergence:
@@ -60,9 +80,11 @@ class Convergence:
         machine: a preset or file.
         batch_size: examples per step; None: the recipe's.
         eval_every: steps between two measurements on the test split; None: the recipe's.
+        others: baselines besides AdamW, keys of `OTHER_AXES`.
+        trials: at most, of each optimizer.
 
     Raises:
-        ValueError: steps or seeds below 1.
+        ValueError: steps, seeds or trials below 1, or an unknown baseline.
     """
 
     recipe: Recipe
@@ -72,10 +94,16 @@ class Convergence:
     machine: str | None = None
     batch_size: int | None = None
     eval_every: int | None = None
+    others: tuple[str, ...] = ()
+    trials: int = 40
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.seeds < 1:
-            raise ValueError(f"the study needs at least 1 step and 1 seed, got {self.steps} and {self.seeds}")
+        if self.steps < 1 or self.seeds < 1 or self.trials < 1:
+            raise ValueError(
+                f"the study needs at least 1 step, 1 seed and 1 trial, got {self.steps}, {self.seeds} and {self.trials}"
+            )
+        for name in self.others:
+            known(name, OTHER_AXES, "further baseline")
 
     def run(self, folder: Path, *, jobs: int = 1, watch: Watch = lambda trial, record, fresh: None) -> list[Outcome]:
         """Make the trials that are missing.
@@ -86,12 +114,15 @@ class Convergence:
             watch: as in `run_trials`.
 
         Returns:
-            The baseline first, then digital K-FAC, then the thermodynamic ones.
+            AdamW first, then the further baselines, digital K-FAC, and the thermodynamic ones.
         """
         task = self.recipe()
         tune = _Tuner(self, folder, jobs, watch)
+        others = [(choose(task, name), OTHER_AXES[name]) for name in self.others]  # a missing package is said before any trial
         digital = tune(choose(task, "kfac"), DIGITAL_AXES)
-        found = [tune(choose(task, "adamw"), BASELINE_AXES, at_least=digital.tuned.trials), digital]
+        baselines = [(choose(task, BASELINE), BASELINE_AXES), *others]
+        found = [tune(choice, axes, at_least=digital.tuned.trials) for choice, axes in baselines]
+        found.append(digital)
         for bits in self.bits:
             for solver in THERMODYNAMIC:
                 choice = choose(task, "kfac", solver=solver, machine=self.machine, bits=bits)
@@ -125,7 +156,8 @@ class _Tuner:
 
     def __call__(self, choice: Choice, axes: tuple[str, ...], *, at_least: int = 1) -> Outcome:
         """The best of one optimizer; of the axes, those that it has a default for are searched."""
-        how = Compass(tuple(name for name in axes if getattr(choice.hyper, name) is not None), at_least=at_least)
+        names = tuple(name for name in axes if getattr(choice.hyper, name) is not None)
+        how = Compass(names, at_least=at_least, at_most=self.study.trials)
         tried: list[Record] = []
 
         def measure(choices: Sequence[Choice]) -> list[Record]:

@@ -118,6 +118,7 @@ def _results(outcomes: Sequence[Outcome], judged: str, other: str) -> Table:
         f"steps to {baseline.title}'s final {judged}",
         "seconds here",
         "predicted seconds",
+        "predicted seconds to there",
     ]
     rows = []
     for outcome in outcomes:
@@ -126,7 +127,10 @@ def _results(outcomes: Sequence[Outcome], judged: str, other: str) -> Table:
         cells.append(_spread(_ends(outcome, other)))
         cells.append(_steps(steps_to_level(outcome, baseline, judged)))
         cells.append(f"{_seconds(outcome):.0f}")
-        cells.append("–" if predicted is None else ("≥ " if unstated else "") + with_unit(predicted, "s"))
+        bound = "≥ " if unstated else ""
+        cells.append("–" if predicted is None else bound + with_unit(predicted, "s"))
+        share = _share(steps_to_level(outcome, baseline, judged), shown[-1])
+        cells.append("–" if predicted is None or share is None else bound + with_unit(predicted * share, "s"))
         rows.append([outcome.title, *cells])
     note = (
         f"Mean over {len(baseline.runs)} seeds, ± half the distance from the lowest to the highest. Seconds are of one run: "
@@ -134,6 +138,12 @@ def _results(outcomes: Sequence[Outcome], judged: str, other: str) -> Table:
         "NVIDIA H100 and one such machine, ≥ where the machine's source leaves something unstated."
     )
     return Table(head, rows, note)
+
+
+def _share(steps: Sequence[int | None], whole: int) -> float | None:
+    """The mean share of a run that was needed; None where a seed never got there."""
+    known = [step for step in steps if step is not None]
+    return fmean(known) / whole if len(known) == len(steps) else None
 
 
 def _quarters(grid: Sequence[int]) -> list[int]:
@@ -208,7 +218,9 @@ def _verdict(level: Sequence[int | None], steps: int) -> str:
 
 
 def _setting(study: Convergence, outcomes: Sequence[Outcome]) -> list[str]:
-    baseline, digital, *analog = outcomes
+    baseline = outcomes[0]
+    digital = next(outcome for outcome in outcomes if outcome.curved and not outcome.analog)
+    analog = [outcome for outcome in outcomes if outcome.analog]
     judged = baseline.runs[0].target.metric.removeprefix("test ")
     lines = [f"Data: {line}." for line in data_lines([run for outcome in outcomes for run in outcome.runs])]
     lines.append(
@@ -219,7 +231,13 @@ def _setting(study: Convergence, outcomes: Sequence[Outcome]) -> list[str]:
         "Search: compass search from the recipe's defaults on one lattice for all (half decades for learning rate, damping, "
         "clip and 1 − β₂, factors of two for 1 − β₁), until every neighbour of the best is worse."
     )
-    lines.append(f"{digital.title} had {digital.tuned.trials} trials, {baseline.title} {baseline.tuned.trials}.")
+    first_order = [outcome for outcome in outcomes if not outcome.curved]
+    had = ", ".join(f"{outcome.title} {outcome.tuned.trials}" for outcome in first_order)
+    lines.append(f"{digital.title} had {digital.tuned.trials} trials, {had}.")
+    if any(outcome.tuned.near_edge for outcome in outcomes):
+        lines.append(
+            f"A search ends after {study.trials} trials at the latest; the table says whose best was not walked around."
+        )
     if analog:
         most = max(outcome.tuned.trials for outcome in analog)
         lines.append(
