@@ -23,9 +23,11 @@ def convergence(
     eval_every: Annotated[int | None, typer.Option(help="Steps between two measurements; by default the recipe's.")] = None,
     bits: Annotated[list[int] | None, typer.Option(help="Precisions of the machine. Default 8 and 12.")] = None,
     machine: Annotated[str | None, typer.Option(metavar="NAME|FILE.toml", help="Default tngd-2024.")] = None,
+    baseline: Annotated[list[str] | None, typer.Option(help="Further baselines besides AdamW: sgd, nadamw, muon, …")] = None,
+    trials: Annotated[int, typer.Option(help="Trials of each optimizer at most.")] = 40,
     jobs: Annotated[int, typer.Option(help="Trials side by side, each on one thread.")] = 1,
 ) -> None:
-    """Steps and time of AdamW, digital K-FAC and thermodynamic K-FAC by both methods, each tuned on held-out training data."""
+    """Steps and time of AdamW and further baselines, digital K-FAC and thermodynamic K-FAC by both methods, each tuned on held-out training data."""
     with mistakes():
         from heatbath.experiments.optimizers import known
         from heatbath.experiments.studies import Convergence, convergence_page
@@ -41,6 +43,8 @@ def convergence(
             machine=machine,
             batch_size=batch_size,
             eval_every=eval_every,
+            others=tuple(baseline or ()),
+            trials=trials,
         )
         folder = runs or Path("runs") / f"convergence-{recipe}"
         terminal = console()
