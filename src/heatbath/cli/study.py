@@ -27,7 +27,7 @@ def convergence(
     trials: Annotated[int, typer.Option(help="Trials of each optimizer at most.")] = 40,
     jobs: Annotated[int, typer.Option(help="Trials side by side, each on one thread.")] = 1,
 ) -> None:
-    """Steps and time of AdamW and further baselines, digital K-FAC and thermodynamic K-FAC by both methods, each tuned on held-out training data."""
+    """Steps and time of AdamW, other baselines, digital and thermodynamic K-FAC, each tuned on held-out training data."""
     with mistakes():
         from heatbath.experiments.optimizers import known
         from heatbath.experiments.studies import Convergence, convergence_page
