@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import importlib.util
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def test_muon_is_torchs_own_on_hidden_matrices_and_adamw_on_the_rest() -> None:
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
 
 
-def test_hidden_matrices_leave_out_embeddings_convolutions_and_both_ends() -> None:
+def test_hidden_matrices_leave_out_embeddings_free_tensors_and_both_ends() -> None:
     model = nn.ModuleDict(
         {
             "table": nn.Embedding(9, 4),
@@ -82,7 +83,43 @@ def test_hidden_matrices_leave_out_embeddings_convolutions_and_both_ends() -> No
             "last": nn.Linear(4, 2),
         }
     )
-    assert [id(p) for p in hidden_matrices(model)] == [id(model["hidden"].weight)]
+    model["first"].register_parameter("positions", nn.Parameter(torch.zeros(1, 5, 4)))
+    assert [id(p) for p in hidden_matrices(model)] == [id(model["image"].weight), id(model["hidden"].weight)]
+
+
+class AsImage(nn.Module):
+    """Features as the rows of an image of one column."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, None, :, None]
+
+
+def test_muon_trains_filters_as_the_matrix_of_the_same_numbers() -> None:
+    """A convolution whose kernel covers its image is a linear layer, so both must take the same steps."""
+    with torch.random.fork_rng(devices=[]):
+        model = network()
+    filters = nn.Conv2d(1, 7, (8, 1))
+    filters.weight.data.copy_(model[3].weight.detach().reshape(7, 1, 8, 1))  # type: ignore[index]
+    filters.bias.data.copy_(model[3].bias.detach())  # type: ignore[index, union-attr]
+    twin = copy.deepcopy(model)
+    twin[3] = nn.Sequential(AsImage(), filters, nn.Flatten())  # type: ignore[index]
+    choice = choose(tasks.experiment(), "muon", lr=1e-2)
+    losses = [train(m, build(choice, m, generator=torch.Generator()), range(12)) for m in (model, twin)]
+    torch.testing.assert_close(losses[1], losses[0])
+    torch.testing.assert_close(filters.weight.detach().flatten(1), model[3].weight.detach())  # type: ignore[index]
+
+
+def test_gradients_of_filters_add_up_over_passes_and_are_cleared() -> None:
+    model = nn.Sequential(nn.Conv1d(1, 2, 3), nn.Conv1d(2, 2, 2), nn.Flatten(), nn.Linear(4, 1))
+    optimizer = build(choose(tasks.experiment(), "muon"), model, generator=torch.Generator())
+    (matrix,) = optimizer.param_groups[0]["params"]
+    inputs = torch.arange(10.0).reshape(2, 1, 5)
+    (whole,) = torch.autograd.grad(model(inputs).sum(), [model[1].weight])
+    for row in inputs.split(1):
+        model(row).sum().backward()
+    torch.testing.assert_close(matrix.grad, whole.flatten(1))
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in [matrix, *model.parameters()])
 
 
 def test_decay_of_nadamw_is_decoupled_from_its_gradients() -> None:
@@ -134,7 +171,7 @@ def test_work_of_muon_is_five_newton_schulz_steps_of_three_products_per_matrix()
 
 def test_muon_without_a_hidden_matrix_or_without_torchs_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     choice = choose(tasks.experiment(), "muon")
-    with pytest.raises(ValueError, match="muon needs a weight matrix between the first and the last one"):
+    with pytest.raises(ValueError, match="muon needs a weight matrix or filter between the first and the last"):
         build(choice, nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)), generator=torch.Generator())
     monkeypatch.delattr(torch.optim, "Muon")
     with pytest.raises(ValueError, match=r"muon needs torch 2\.9 or newer"):

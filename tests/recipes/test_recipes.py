@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
 import pytest
 import torch
 
 from heatbath.experiments import RunFiles, RunOptions, choose, run
 from heatbath.experiments.baselines import PACKAGES
+from heatbath.experiments.data import base
+from heatbath.experiments.experiment import on_held_out_data
 from heatbath.experiments.optimizers import OPTIMIZERS
 from heatbath.recipes import recipe_functions, recipes
 
@@ -25,16 +32,27 @@ def test_a_recipe_has_hyper_parameters_for_the_usual_optimizers_and_takes_all(na
         choose(recipes()[name], optimizer)
 
 
-@pytest.mark.parametrize("name", recipes())
-def test_model_loss_and_metrics_of_a_recipe_fit_its_data(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from heatbath.experiments.data import digits, mnist
+@pytest.fixture
+def nothing_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither local files nor a network, and few of the images that are made here."""
 
-    upscaled = digits.load() if "digits" in name else mnist_stand_in()
+    def unplugged(url: str, known_hash: str, name: str) -> Path:
+        raise ConnectionError("unplugged")
+
+    monkeypatch.setenv("HEATBATH_DATA", str(tmp_path))
+    monkeypatch.setattr(base, "pooch_fetch", unplugged)
+    curves = import_module("heatbath.experiments.data.curves")  # the package exports the source under the module's name
+    monkeypatch.setattr(curves, "TRAIN", 20)
+    monkeypatch.setattr(curves, "TEST", 10)
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_model_loss_and_metrics_of_a_recipe_fit_its_data(name: str, nothing_at_hand: None) -> None:
     experiment = recipes()[name]
-    dataset = upscaled if experiment.source.name != mnist.name else mirrored(upscaled)
+    dataset = experiment.source.load()
     with torch.random.fork_rng(devices=[]):
         model = experiment.model()
-    *inputs, target = dataset.test.batch(torch.arange(4))
+    *inputs, target = dataset.test.batch(torch.arange(2))
     with torch.no_grad():
         output = model(*inputs)
         assert torch.isfinite(experiment.loss(output, target))
@@ -44,16 +62,40 @@ def test_model_loss_and_metrics_of_a_recipe_fit_its_data(name: str, monkeypatch:
             assert torch.isfinite(value)
 
 
-def mnist_stand_in():  # type: ignore[no-untyped-def]
-    from heatbath.experiments.data.digits import load_upscaled
+@pytest.mark.parametrize("name", recipes())
+def test_a_set_that_stands_in_for_another_is_named_as_itself(name: str, nothing_at_hand: None) -> None:
+    source = recipes()[name].source
+    dataset = source.load()
+    if dataset.name != source.name:
+        assert "a stand-in, because the files of" in dataset.source
+        assert "ships with scikit-learn" in dataset.source
 
-    return load_upscaled(28, why="tests do not download")
+
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", ["cholesky", "thermodynamic-inverse", "thermodynamic-solve"])
+@pytest.mark.parametrize("name", ["curves-autoencoder", "faces-autoencoder", "cifar-cnn", "cifar-vit"])
+def test_k_fac_trains_every_parameter_of_a_recipe_and_lowers_its_loss(
+    name: str, solver: str, nothing_at_hand: None, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    experiment = replace(recipes()[name], batch_size=32, eval_every=6)
+    choice = choose(experiment, "kfac", solver=solver, bits=8 if "thermo" in solver else None)
+    files = RunFiles(tmp_path_factory.mktemp("run"))
+    record = run(experiment, choice, options=RunOptions(steps=6, checkpoint_every=0), files=files)
+    treated = re.search(r"([\d,]+) of ([\d,]+) trainable numbers by curvature", record.header["coverage"])
+    assert treated is not None
+    assert treated[1] == treated[2] == f"{record.header['parameters']:,}"
+    losses = record.metric("test loss")[2]
+    assert losses[-1] < losses[0]
 
 
-def mirrored(dataset):  # type: ignore[no-untyped-def]
-    from heatbath.experiments.data import Source, reconstruction
-
-    return reconstruction(Source("mnist", "", lambda: dataset)).load()
+def test_nothing_can_be_tuned_on_a_recipe_of_shapes_and_its_data_say_so() -> None:
+    experiment = recipes()["vit-s16-imagenet"]
+    assert experiment.source.shapes_only
+    with pytest.raises(ValueError, match="nothing can be chosen on imagenet-shapes, which is random numbers"):
+        on_held_out_data(experiment)
+    described = experiment.source.load().describe()
+    assert "imagenet-shapes" in described
+    assert "for predictions of time and energy only" in described
 
 
 @pytest.mark.slow

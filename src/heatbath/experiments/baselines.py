@@ -1,8 +1,9 @@
 """First-order and other second-order optimizers to compare with, one function each, from torch or from a package of its own.
 
-Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) is for the weight matrices between hidden layers; the
-first and the last matrix of a network, embeddings, convolutions and everything that is no matrix go to AdamW. One learning
-rate serves both, since Muon's updates are scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982, eq. 4).
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) is for the weight matrices between hidden layers and, as
+there, for the filters of convolutions, which it sees as matrices `[O, I·K]`; the first and the last weight of a network,
+embeddings and everything else go to AdamW. One learning rate serves both, since Muon's updates are scaled to the size of
+AdamW's (Liu et al. 2025, arXiv 2502.16982, eq. 4).
 
 SOAP (Vyas et al. 2024, arXiv 2409.11321) comes from the package `pytorch_optimizer`, SINGD (Lin et al. 2023, arXiv 2312.05705)
 from `singd`.
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from heatbath.experiments.experiment import Hyper
 from heatbath.work import Kernel, Work, elementwise, matmul
@@ -47,7 +49,9 @@ def nadamw(model: nn.Module, h: Hyper) -> torch.optim.Optimizer:
 
 
 def muon(model: nn.Module, h: Hyper) -> torch.optim.Optimizer:
-    """Muon for hidden matrices, AdamW for the rest; momentum is Muon's, AdamW's β₁ stays 0.9.
+    """Muon for hidden matrices and filters, AdamW for the rest; momentum is Muon's, AdamW's β₁ stays 0.9.
+
+    Gradients of filters are handed on to their matrices as they arrive, so the filters' own `.grad` stays None.
 
     Raises:
         ValueError: this torch has no Muon, or the model no hidden matrix.
@@ -56,14 +60,17 @@ def muon(model: nn.Module, h: Hyper) -> torch.optim.Optimizer:
         raise ValueError(f"muon needs torch 2.9 or newer, this is {torch.__version__}: upgrade it, or choose another optimizer")
     hidden = hidden_matrices(model)
     if not hidden:
-        raise ValueError("muon needs a weight matrix between the first and the last one, this model has none: use adamw")
+        raise ValueError(
+            "muon needs a weight matrix or filter between the first and the last, this model has none: use adamw"
+        )
     chosen = {id(p) for p in hidden}
     rest = [p for p in trainable(model) if id(p) not in chosen]
+    matrices = [_as_matrix(p) for p in hidden]
     parts = [
-        torch.optim.Muon(hidden, lr=h.lr, momentum=h.momentum, weight_decay=h.weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(matrices, lr=h.lr, momentum=h.momentum, weight_decay=h.weight_decay, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=h.lr, betas=(0.9, h.square_decay), weight_decay=h.weight_decay),
     ]
-    return Parts(parts, step_work=sum((_muon_work(p) for p in hidden), _adamw_work(sum(p.numel() for p in rest))))
+    return Parts(parts, step_work=sum((_muon_work(p) for p in matrices), _adamw_work(sum(p.numel() for p in rest))))
 
 
 def soap(model: nn.Module, h: Hyper) -> torch.optim.Optimizer:
@@ -103,10 +110,27 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """Weight matrices but embeddings, the first and the last, in the order in which the model lists them."""
+    """Weight matrices and filters of convolutions but the first and the last, in the order in which the model lists them."""
     embedded = {id(p) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag) for p in m.parameters()}
+    filters = {id(m.weight) for m in model.modules() if isinstance(m, _ConvNd)}
     weights = [p for p in trainable(model) if p.ndim >= 2 and id(p) not in embedded]
-    return [p for p in weights[1:-1] if p.ndim == 2]
+    return [p for p in weights[1:-1] if p.ndim == 2 or id(p) in filters]
+
+
+def _as_matrix(weight: nn.Parameter) -> nn.Parameter:
+    """A matrix as it is; filters `[O, I, *K]` as a matrix `[O, I·K]` in the same memory, which takes over their gradients."""
+    if weight.ndim == 2:
+        return weight
+    matrix = nn.Parameter(weight.detach().view(len(weight), -1))
+
+    def hand_on(weight: Tensor) -> None:
+        assert weight.grad is not None
+        grad = weight.grad.reshape(matrix.shape)
+        matrix.grad = grad if matrix.grad is None else matrix.grad + grad
+        weight.grad = None
+
+    weight.register_post_accumulate_grad_hook(hand_on)
+    return matrix
 
 
 class Parts(torch.optim.Optimizer):

@@ -22,6 +22,13 @@ from heatbath.work import Kernel, Work, elementwise, matmul, update
 UPDATES = {"SGD": (5, 5), "Adam": (14, 7), "AdamW": (16, 7), "NAdam": (20, 7)}
 
 
+# Attention on the CPU, which torch has no formula for: the same algorithm as its flash attention on accelerators.
+_FLASH = {
+    "_scaled_dot_product_flash_attention_for_cpu": torch.ops.aten._scaled_dot_product_flash_attention,
+    "_scaled_dot_product_flash_attention_for_cpu_backward": torch.ops.aten._scaled_dot_product_flash_attention_backward,
+}
+
+
 class _Counter(TorchDispatchMode):
     """Adds up the kernels that pass through torch's dispatcher."""
 
@@ -56,6 +63,7 @@ def _call_work(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: An
         return sum(
             (Work.of(p) for p, wanted in zip(passes, kwargs.get("output_mask", args[-1]), strict=False) if wanted), Work()
         )
+    packet = _FLASH.get(packet.__name__, packet)
     results = [t for t in (out if isinstance(out, tuple | list) else (out,)) if isinstance(t, Tensor)]
     if packet in flop_registry:  # attention and the like: as one cube of as many operations
         flops = float(flop_registry[packet](*args, **kwargs, out_val=out))

@@ -131,3 +131,16 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
 def reconstruction_error(output: Tensor, target: Tensor) -> Tensor:
     """Squared error of the reconstruction, summed over D and averaged over examples: the K-FAC paper's measure."""
     return (torch.sigmoid(output) - target).square().sum() / len(target)
+
+
+def gaussian_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Half the squared error, summed over D and averaged over the batch: `[B, D]` to a scalar, in nats.
+
+    It is a negative log-likelihood but for a constant: of independent Gaussians of variance 1 around the output.
+    """
+    return squared_error(output, target) / 2
+
+
+def squared_error(output: Tensor, target: Tensor) -> Tensor:
+    """Squared error of `[B, D]` summed over D and averaged over examples."""
+    return (output - target).square().sum() / len(target)

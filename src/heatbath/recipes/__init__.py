@@ -4,11 +4,25 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from heatbath.experiments import Experiment
+from heatbath.recipes.cifar_cnn import cifar_cnn as cifar_cnn
+from heatbath.recipes.cifar_vit import cifar_vit as cifar_vit
+from heatbath.recipes.curves_autoencoder import curves_autoencoder as curves_autoencoder
 from heatbath.recipes.digits_cnn import digits_cnn as digits_cnn
 from heatbath.recipes.digits_mlp import digits_mlp as digits_mlp
+from heatbath.recipes.faces_autoencoder import faces_autoencoder as faces_autoencoder
 from heatbath.recipes.mnist_autoencoder import mnist_autoencoder as mnist_autoencoder
+from heatbath.recipes.vit_s16_imagenet import vit_s16_imagenet as vit_s16_imagenet
 
-RECIPES: tuple[Callable[[], Experiment], ...] = (digits_mlp, digits_cnn, mnist_autoencoder)
+RECIPES: tuple[Callable[[], Experiment], ...] = (
+    digits_mlp,
+    digits_cnn,
+    mnist_autoencoder,
+    curves_autoencoder,
+    faces_autoencoder,
+    cifar_cnn,
+    cifar_vit,
+    vit_s16_imagenet,
+)
 
 
 def recipe_functions() -> Mapping[str, Callable[[], Experiment]]:

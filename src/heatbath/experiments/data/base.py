@@ -117,11 +117,13 @@ class Source:
         name: of the set that is asked for.
         note: one line for people: what it is and what stands in for it.
         load: loads it; may read files, download, or raise `FileNotFoundError`.
+        shapes_only: random numbers of the right shapes: good for time and energy, nothing can be learned or chosen on them.
     """
 
     name: str
     note: str
     load: Callable[[], Dataset]
+    shapes_only: bool = False
 
 
 def reconstruction(source: Source) -> Source:
@@ -146,7 +148,15 @@ def held_out(source: Source) -> Source:
 
     The true test split is left out altogether, so nothing that is chosen can have seen it. Which examples are held out
     depends on their number alone: every `HELD_OUT`-th of one fixed shuffle.
+
+    Raises:
+        ValueError: the set is of shapes only.
     """
+    if source.shapes_only:
+        raise ValueError(
+            f"nothing can be chosen on {source.name}, which is random numbers of the right shapes for predictions of time and "
+            "energy: choose another recipe"
+        )
 
     def load() -> Dataset:
         dataset = source.load()

@@ -1,4 +1,4 @@
-"""The networks that recipes train: a multilayer perceptron, a small convolutional network, a deep autoencoder.
+"""Networks without branches: a multilayer perceptron, a small convolutional network, a deep autoencoder.
 
 Weights start from Xavier (Glorot & Bengio 2010) for tanh and sigmoid and from He et al. 2015 for ReLU, biases from zero. Both
 draw from torch's global generator, which the runner seeds for the length of a run.

@@ -1,0 +1,38 @@
+"""Face patches by the deep autoencoder of Hinton & Salakhutdinov 2006, as in the Hessian-free and K-FAC papers.
+
+625-2000-1000-500-30 and back, tanh with a linear code and linear outputs, on squared error, for pixels here are real numbers of
+variance one. A step of batch 500 is about 21 GFLOP. The patches are re-made from the same faces
+(`experiments/data/olivetti.py`), so errors do not compare with the papers'.
+"""
+
+from __future__ import annotations
+
+from heatbath.experiments import Experiment, Hyper, Target
+from heatbath.experiments.data import faces, reconstruction
+from heatbath.experiments.experiment import gaussian_loss, squared_error
+from heatbath.experiments.models import autoencoder
+
+
+def faces_autoencoder() -> Experiment:
+    """625-2000-1000-500-30 and back."""
+    return Experiment(
+        name="faces-autoencoder",
+        summary="25×25 patches of faces, deep autoencoder 625-2000-1000-500-30 and back",
+        source=reconstruction(faces),
+        model=lambda: autoencoder((625, 2000, 1000, 500, 30)),
+        loss=gaussian_loss,
+        metrics={"test reconstruction error": squared_error, "test loss": gaussian_loss},
+        target=Target("test reconstruction error", 60.0, higher=False),
+        hyper={
+            "sgd": Hyper(lr=1e-4),
+            "adam": Hyper(lr=3e-4),
+            "adamw": Hyper(lr=3e-4),
+            "nadamw": Hyper(lr=3e-4),
+            "muon": Hyper(lr=1e-3, momentum=0.95),
+            "soap": Hyper(lr=1e-3, momentum=0.95, square_decay=0.95),
+            "kfac": Hyper(lr=0.3, damping=1.0, kl_clip=100.0),
+        },
+        batch_size=500,
+        steps=300,
+        eval_every=25,
+    )
