@@ -50,7 +50,11 @@ def test_without_the_table_diabetes_stands_in_under_its_own_name(monkeypatch):
         read_table("energy", fetch=fails)
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(ROWS.encode())[:20], gzip.compress(b"a,b\n")])
+@pytest.mark.parametrize(
+    "content",
+    [b"no gzip", gzip.compress(ROWS.encode())[:20], gzip.compress(b"a,b\n")],
+    ids=["no gzip", "cut short", "no numbers"],  # the bytes hold the time, and workers must agree on names
+)
 def test_a_damaged_file_is_named(content, tmp_path, monkeypatch):
     folder_with(tmp_path, monkeypatch, content, gzip.compress(MASKS.encode()))
     with pytest.raises(ValueError, match=r"data\.csv\.gz is damaged"):
