@@ -61,7 +61,7 @@ def test_machines_and_recipes_are_listed() -> None:
             "jobs must be at least 1",
         ),
         (["study", "convergence", "digits-mpl"], "there is no recipe 'digits-mpl'"),
-        (["study", "convergence", "digits-mlp", "--seeds", "0"], "at least 1 step and 1 seed"),
+        (["study", "convergence", "digits-mlp", "--seeds", "0"], "at least 1 step, 1 seed and 1 trial"),
         (["report", "nowhere.jsonl"], "there is no record nowhere.jsonl"),
     ],
 )
