@@ -60,9 +60,7 @@ def muon(model: nn.Module, h: Hyper) -> torch.optim.Optimizer:
         raise ValueError(f"muon needs torch 2.9 or newer, this is {torch.__version__}: upgrade it, or choose another optimizer")
     hidden = hidden_matrices(model)
     if not hidden:
-        raise ValueError(
-            "muon needs a weight matrix or filter between the first and the last, this model has none: use adamw"
-        )
+        raise ValueError("muon needs a weight matrix or filter between the first and the last, this model has none: use adamw")
     chosen = {id(p) for p in hidden}
     rest = [p for p in trainable(model) if id(p) not in chosen]
     matrices = [_as_matrix(p) for p in hidden]
