@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from heatbath.experiments import Target
-from heatbath.experiments.experiment import accuracy, reconstruction_error, reconstruction_loss
+from heatbath.experiments.experiment import accuracy, gaussian_loss, reconstruction_error, reconstruction_loss, squared_error
 from tests.experiments import tasks
 
 
@@ -41,3 +41,13 @@ def test_reconstruction_is_measured_per_image(generator: torch.Generator) -> Non
     entropy = -(target * p.log() + (1 - target) * (1 - p).log()).sum(1)
     torch.testing.assert_close(reconstruction_loss(logits, target), entropy.mean())
     torch.testing.assert_close(reconstruction_error(logits, target), (p - target).square().sum(1).mean())
+
+
+def test_the_gaussian_loss_is_the_negative_log_likelihood_of_unit_variance_but_for_a_constant(
+    generator: torch.Generator,
+) -> None:
+    output, target = (torch.randn(4, 7, generator=generator, dtype=torch.float64) for _ in range(2))
+    constant = 7 / 2 * math.log(2 * math.pi)
+    truth = -torch.distributions.Normal(output, 1.0).log_prob(target).sum() / 4
+    torch.testing.assert_close(gaussian_loss(output, target) + constant, truth)
+    torch.testing.assert_close(squared_error(output, target), 2 * gaussian_loss(output, target))

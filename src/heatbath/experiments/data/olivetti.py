@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import zlib
 from pathlib import Path
 
 import torch
@@ -72,10 +73,11 @@ def read_faces(path: Path) -> Tensor:
         ValueError: not a MATLAB file, or not this one.
     """
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
     try:
         columns = loadmat(path, appendmat=False)["faces"]
-    except (ValueError, KeyError, TypeError, NotImplementedError, OSError) as error:
+    except (MatReadError, ValueError, KeyError, TypeError, NotImplementedError, OSError, zlib.error) as error:
         raise ValueError(
             f"{path} is damaged or no Olivetti file ({error}): replace it, or remove it to have it downloaded"
         ) from error
