@@ -1,4 +1,4 @@
-"""`heatbath study NAME RECIPE`: many trials, one page."""
+"""`heatbath study convergence RECIPE`: steps and time to fixed targets."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ import typer
 
 from heatbath.cli.terminal import console, mistakes, trial_bar
 
-app = typer.Typer(help="Answer a question by many trials and one page. Kill a study at will: run again, it goes on.")
 
-
-@app.command()
 def convergence(
     recipe: Annotated[str, typer.Argument(help="What to train; see `heatbath recipes`.")],
     runs: Annotated[Path | None, typer.Option(help="Folder of the trials' records. Default runs/convergence-RECIPE.")] = None,

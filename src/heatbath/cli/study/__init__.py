@@ -1,0 +1,11 @@
+"""`heatbath study NAME RECIPE`: many trials, one page; one file per study."""
+
+from __future__ import annotations
+
+import typer
+
+from heatbath.cli.study import convergence
+
+app = typer.Typer(help="Answer a question by many trials and one page. Kill a study at will: run again, it goes on.")
+
+app.command()(convergence.convergence)
