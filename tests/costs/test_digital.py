@@ -46,6 +46,14 @@ def test_no_work_takes_no_time():
     assert ROOFLINE.kernel_seconds(matmul(2, 2, 2), 0) == 0.0
 
 
+@pytest.mark.parametrize("hardware", [ROOFLINE, h100()])
+@pytest.mark.parametrize("kernel", [elementwise(1), cholesky(16), cholesky(1024), triangular_solve(10, 1)])
+def test_a_kernel_of_every_tenth_step_costs_a_tenth_of_its_launch_too(hardware: Digital, kernel: Kernel) -> None:
+    ten_steps = hardware.kernel_seconds(kernel)  # in one of them it runs
+    assert 10 * hardware.kernel_seconds(kernel, 0.1) == pytest.approx(ten_steps)
+    assert 10 * hardware.seconds(Work.of(kernel) * 0.1) == pytest.approx(ten_steps)
+
+
 def test_work_is_the_sum_of_its_kernels():
     work = Work.of(cholesky(768), 12) + Work.of(inverse(768), 12)
     assert h100().seconds(work) == pytest.approx(1.3e-3 + 4.6e-3)

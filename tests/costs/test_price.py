@@ -37,6 +37,16 @@ def test_copies_divide_the_time_but_not_the_energy():
     assert two.joules == pytest.approx(one.joules)
 
 
+def test_with_a_machine_for_every_job_the_longest_decides():
+    work = Work.of(job(3e-3)) + Work.of(job(2e-3), 10**6)
+    assert price(work, digital=DIGITAL, machines=MACHINES, copies=10**9).seconds == pytest.approx(3e-3)
+    halves = (Work.of(job(3e-3)) + Work.of(job(2e-3))) * 0.5
+    assert price(halves, digital=DIGITAL, machines=MACHINES).seconds == pytest.approx(
+        2.5e-3
+    )  # one machine, one after the other
+    assert price(halves, digital=DIGITAL, machines=MACHINES, copies=2).seconds == pytest.approx(1.5e-3)
+
+
 def test_parts_are_those_of_the_machine_that_is_done_last():
     upload = Job("a", cells=10, upload_bits=4e6)  # 4 ms
     work = Work.of(upload) + Work.of(job(3e-3))

@@ -13,6 +13,7 @@ from heatbath.costs.floors import analog_floor as analog_floor
 from heatbath.costs.floors import floors as floors
 from heatbath.costs.floors import landauer as landauer
 from heatbath.costs.presets import h100 as h100
+from heatbath.costs.presets import h100_bf16 as h100_bf16
 from heatbath.costs.presets import probe_cpu as probe_cpu
 from heatbath.costs.presets import this_cpu as this_cpu
 from heatbath.costs.price import price as price

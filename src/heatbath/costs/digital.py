@@ -7,7 +7,8 @@ them: for a stack of c ≤ s, where stacks of s were timed too, one takes
 
     t_c = t_1^(1−w) t_s^w,    w = log c / log s
 
-and more than s take t_s each, where t_s is never above t_1. A kernel that was never timed takes the roofline time
+and more than s take t_s each, where t_s is never above t_1. A count below 1, of a kernel that runs in some steps only, is
+that share of one call, its launch included. A kernel that was never timed takes the roofline time
 max(flops / peak, bytes / bandwidth) of Williams, Waterman & Patterson 2009 (doi 10.1145/1498765.1498785), a lower bound; no
 time is below its memory term, nor below one launch. Where this errs it favours the digital side, as a comparison should.
 """
@@ -83,7 +84,7 @@ class Digital:
             raise ValueError(f"{self.name!r} has two timings of (kernel, size, stack) {twice[0]}; keep one")
 
     def kernel_seconds(self, kernel: Kernel, count: float = 1) -> float:
-        """Seconds for `count` equal kernels, run as one stack.
+        """Seconds for `count` equal kernels, run as one stack; below 1, that share of one kernel's.
 
         >>> slow = Digital("slow", "an example", flops_per_second=1e9, bytes_per_second=1e9, launch_seconds=1e-6)
         >>> slow.kernel_seconds(Kernel("matmul", (100, 100, 100), flops=2e6, bytes=1.2e5))
@@ -91,6 +92,8 @@ class Digital:
         """
         if count <= 0:
             return 0.0
+        if count < 1:  # on average: a call in some steps, none in others
+            return count * self.kernel_seconds(kernel)
         memory = count * kernel.bytes / self.bytes_per_second
         measured = self._measured(kernel, count)
         compute = count * kernel.flops / self.flops_per_second if measured is None else measured

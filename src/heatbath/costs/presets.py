@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 
 import torch
@@ -19,6 +19,8 @@ _H100_MILLISECONDS = {  # float32 (products in TF32), PyTorch 2.11; by (size, st
     "eigh": {(768, 12): 96.0, (1024, 1): 11.0, (2048, 1): 26.0, (3072, 12): 630.0, (4096, 1): 96.0},
 }
 
+_H100_HALF_PRODUCTS = {(768, 12): 0.04, (1024, 1): 0.04, (2048, 1): 0.05, (3072, 12): 0.93, (4096, 1): 0.23, (8192, 1): 1.5}
+
 
 def h100() -> Digital:
     """One NVIDIA H100 SXM in float32 with TF32 products.
@@ -27,13 +29,22 @@ def h100() -> Digital:
     timed), bandwidth and power (the limit, so energies are upper bounds) are the data sheet's; a launch is the shortest call
     that was measured.
     """
+    return _h100("NVIDIA H100 SXM", _H100_MILLISECONDS)
+
+
+def h100_bf16() -> Digital:
+    """The same with products in bfloat16, as measured; everything else as in `h100`."""
+    return _h100("NVIDIA H100 SXM, products in bf16", {**_H100_MILLISECONDS, "matmul": _H100_HALF_PRODUCTS})
+
+
+def _h100(name: str, milliseconds: Mapping[str, Mapping[tuple[int, int], float]]) -> Digital:
     timings = tuple(
-        Timing(kernel, size, milliseconds * 1e-3, stack)
-        for kernel, points in _H100_MILLISECONDS.items()
-        for (size, stack), milliseconds in points.items()
+        Timing(kernel, size, value * 1e-3, stack)
+        for kernel, points in milliseconds.items()
+        for (size, stack), value in points.items()
     )
     return Digital(
-        name="NVIDIA H100 SXM",
+        name=name,
         source="times measured with PyTorch 2.11; peak, bandwidth and 700 W from NVIDIA's H100 data sheet (SXM)",
         flops_per_second=67e12,
         bytes_per_second=3.35e12,

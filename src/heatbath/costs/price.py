@@ -6,6 +6,7 @@ of `copies` machines of each kind, all at once. Time is that of the machine that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from heatbath.costs.analog import job_bill
@@ -73,6 +74,9 @@ def _digital_bill(work: Work, digital: Digital) -> Bill:
 def _fleet_bill(jobs: list[tuple[Bill, float]], copies: int) -> Bill:
     """Time of the machine that is done last, energy of all."""
     total = sum((bill * count for bill, count in jobs), Bill())
+    if copies >= sum(math.ceil(count) for _, count in jobs):  # a machine for every job: nothing to plan
+        last = max((bill * min(count, 1.0) for bill, count in jobs), key=lambda bill: bill.seconds)
+        return Bill(last.seconds_by_part, total.joules_by_part, total.unstated_seconds, total.unstated_joules)
     plan = assign([(bill.seconds, count) for bill, count in jobs], machines=copies)
     loads = (sum((bill * count for (bill, _), count in zip(jobs, load, strict=True)), Bill()) for load in plan)
     last = max(loads, key=lambda bill: bill.seconds, default=Bill())
