@@ -61,6 +61,7 @@ class Capture:
         terms: examples and positions of each forward pass that a training backward pass came back to.
         derived: whether the loss has met input derivatives since the last step, so that weights have uses beyond the outputs.
         pull: number of the present pull through one forward pass, from 0.
+        resting: sites that are not watched at present, though others are.
     """
 
     model: nn.Module
@@ -73,6 +74,7 @@ class Capture:
     terms: dict[int, Shape] = field(default_factory=dict)
     derived: bool = False
     pull: int = 0
+    resting: set[Site] = field(default_factory=set)
     token: int = -1
     _pulling: bool = False
     _own: bool = False  # whether the model's own forward ran since the last step
@@ -197,7 +199,7 @@ class Capture:
 
     def wants(self, site: Site) -> bool:
         """Whether rows of a site are to be delivered from the pass that runs now."""
-        return self._pulling or (self.listening and self._trains(site))
+        return site not in self.resting and (self._pulling or (self.listening and self._trains(site)))
 
     def hand_over(self, site: Site, pass_number: int, rows: tuple[Rows, ...]) -> None:
         """Give rows to the sink, if it is still there."""
@@ -311,6 +313,9 @@ def _hang(capture: Capture, site: Site, module: nn.Module, args: Any, kwargs: An
         return
     capture.begin_without()
     capture.follow(site)
+    if site in capture.resting:
+        capture._random.pop(id(module), None)
+        return
     target = site.rule.outputs(module, output)
     random = capture._random.pop(id(module), None)
     chained = not isinstance(target, Tensor) and len({y.grad_fn for y in target}) > 1

@@ -19,6 +19,7 @@ from torch import Tensor
 from heatbath.curvature import SquareSums
 from heatbath.operators import from_plain, map_tensors, to_plain
 from heatbath.optim.corrected import correct
+from heatbath.optim.deferred import Deferred
 from heatbath.optim.fallback import start_state
 from heatbath.solvers import Solver
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 OWN = (  # attributes that make up an optimizer, beside torch's own; all others are found from these
     *("model", "solver", "damping", "policy", "generator", "layout", "capture"),
-    *("steps", "_last_factors", "_last_refresh", "_tally", "_warned", "_built"),
+    *("steps", "_timetable", "_tally", "_warned", "_built"),
 )
 
 
@@ -39,8 +40,9 @@ def save(optimizer: NaturalGradient) -> dict[str, Any]:  # Any: plain Python and
         "layout": layout(optimizer),
         "solver": recipe(optimizer.solver),
         "steps": optimizer.steps,
-        "last_factors": optimizer._last_factors,
-        "last_refresh": optimizer._last_refresh,
+        **optimizer._timetable.to_plain(),
+        "failed": [None if stack.failed is None else stack.failed.members() for stack in optimizer.stacks],
+        "misfit": [None if stack.misfit is None else stack.misfit.members() for stack in optimizer.stacks],
         "ready": sorted(optimizer.layout.ready),
         "ages": [stack.ages for stack in optimizer.stacks],
         "square_ages": [stack.square_ages for stack in optimizer.stacks],
@@ -57,12 +59,15 @@ def restore(optimizer: NaturalGradient, plain: dict[str, Any]) -> None:  # Any: 
     """Put a saved state into an optimizer of the same layout."""
     past = json.loads(plain["past"])
     optimizer.steps = past["steps"]
-    optimizer._last_factors, optimizer._last_refresh = past["last_factors"], past["last_refresh"]
+    optimizer._timetable.load_plain(past)
     optimizer.layout.ready = set(past["ready"])
     ages = zip(past["ages"], past["square_ages"], strict=True)
     for stack, saved, (age, square_age) in zip(optimizer.stacks, plain["stacks"], ages, strict=True):
         _restore_stack(stack, saved)
         stack.ages, stack.square_ages = age, square_age
+    for name in ("failed", "misfit"):
+        for stack, found in zip(optimizer.stacks, past.get(name, [None] * len(optimizer.stacks)), strict=True):
+            setattr(stack, name, None if found is None else Deferred.of(found, stack.length))
     optimizer._tally.load_plain(tensors(past["tally"]))
     if optimizer.generator is not None and plain["generator"] is not None:
         optimizer.generator.set_state(plain["generator"].cpu())

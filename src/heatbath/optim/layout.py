@@ -58,7 +58,9 @@ class Layout:
         group_of = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
         sites = find_sites(model, policy.rules, policy.skip)
         sites = [site for site in sites if all(id(p) in group_of for p in site.parameters().values())]
-        stacks = build_stacks(sites, group_of, inputs_only=policy.fisher.inputs_only, max_dim=policy.max_dim)
+        stacks = build_stacks(
+            sites, group_of, inputs_only=policy.fisher.inputs_only, max_dim=policy.max_dim, parts=policy.parts
+        )
         if old is not None:
             carry_over(old.stacks, stacks)
         return Layout(sites, stacks, groups, find_sharing(model, sites, policy))
@@ -76,6 +78,10 @@ class Layout:
         self.absent = {site for site in self.sites if site.name not in self.ready}
         strays = {id(p) for site in self.absent for p in site.parameters().values()}
         self.strays = [[p for p in group["params"] if id(p) in strays] for group in self._groups]
+
+    def resting(self) -> set[Site]:
+        """Sites none of whose stacks captures at the present step."""
+        return {site for site in self.sites if not any(stack.awake for stack, _ in self.places[id(site)])}
 
     def welcome(self) -> list[Site]:
         """Count sites as ready whose blocks have all seen data; returns those that have gradients nevertheless."""

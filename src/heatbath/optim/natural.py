@@ -29,7 +29,7 @@ from heatbath.optim.observing import Seen, passed_terms, summed_terms, turned_ro
 from heatbath.optim.options import complete_group, own_parameters
 from heatbath.optim.policy import Policy
 from heatbath.optim.proposal import Proposal, move, objective
-from heatbath.optim.renewal import renew_averages, renew_state
+from heatbath.optim.renewal import Renewal, renew_averages
 from heatbath.optim.scaling import LossScale, loss_scale
 from heatbath.optim.stacks import Stack
 from heatbath.optim.tally import Tally
@@ -74,8 +74,6 @@ class NaturalGradient(torch.optim.Optimizer):
         super().__init__(list(groups), defaults)
         self.model = model
         self.steps = 0
-        self._last_factors: int | None = None
-        self._last_refresh: int | None = None
         self._tally = Tally()
         self._warned: set[str] = set()
         self._lay_out()
@@ -96,6 +94,7 @@ class NaturalGradient(torch.optim.Optimizer):
     def _lay_out(self, old: Layout | None = None) -> None:
         """Find the sites and put hooks on them."""
         self.layout = Layout.of(self.model, self.param_groups, self.policy, old)
+        self._timetable = self.policy.timetable([stack.cost for stack in self.stacks])
         self.capture = Capture(self.model, self.sites, batch_dim=self.policy.batch_dim)
         self.capture.counting = self.policy.reduction is Reduction.SUM
         self.capture.listening = not self.policy.fisher.observes
@@ -119,7 +118,6 @@ class NaturalGradient(torch.optim.Optimizer):
         if new:
             super().add_param_group(complete_group({"params": new}, self.defaults, self.policy.fallback_lr))
         self.capture.detach()
-        self._last_factors = self._last_refresh = None
         self._lay_out(self.layout)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:  # Any: torch's own type
@@ -141,6 +139,8 @@ class NaturalGradient(torch.optim.Optimizer):
         sharing = self.layout.sharing.get(site, Sharing.EXPAND)
         options: dict[str, Any] = {"pass_number": pass_number, "sharing": sharing, "again": self.capture.pull > 0}
         for (stack, place), block_rows in zip(self.layout.places[id(site)], rows, strict=True):
+            if not stack.awake:
+                continue
             self._tally.add_work(stack.sums.add(place.index, block_rows, **options))
 
     @torch.compiler.disable
@@ -173,7 +173,10 @@ class NaturalGradient(torch.optim.Optimizer):
         self.capture.forget()
         for stack in self.stacks:
             stack.sums.drop()
-        self.capture.enabled = self.policy.factors.due(self.steps, self._last_factors)
+        for stack, awake in zip(self.stacks, self._timetable.captures(self.steps), strict=True):
+            stack.awake = awake
+        self.capture.enabled = not self.stacks or any(stack.awake for stack in self.stacks)
+        self.capture.resting = self.layout.resting()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients, and with them what ordinary backward passes have brought to the curvature.
@@ -191,20 +194,22 @@ class NaturalGradient(torch.optim.Optimizer):
 
     # --- refresh -----------------------------------------------------------------------------------------------------
 
-    def _refresh(self, *, rotate: bool) -> None:
-        """Prepare the solver for the damped averages.
+    def _refresh(self, seen: list[bool]) -> None:
+        """Renew the solver states that are due, or were found wanting at the last step.
 
         Args:
-            rotate: find eigenbases anew, where curvature is eigenvalue-corrected.
+            seen: which stacks captured at this step.
         """
-        options: dict[str, Any] = {"solver": self.solver, "damping": self.damping, "generator": self.generator}
-        for stack in self.stacks:
+        renewal = Renewal(self.solver, self.damping, self.policy, self.generator, self._tally)
+        due = self._timetable.refreshes(self.steps)
+        renewed = False
+        for stack, is_due, is_seen in zip(self.stacks, due, seen, strict=True):
             if stack.mean is not None:
-                amount = stack.damping(self.param_groups)
-                self._tally.add_prepared(*renew_state(stack, self.policy, amount=amount, rotate=rotate, **options))
-        if rotate:
-            self._last_refresh = self.steps
-            self._tally.refreshes += 1
+                renewed |= renewal.visit(stack, stack.damping(self.param_groups), due=is_due, seen=is_seen)
+        self._timetable.refreshed(self.steps, due)
+        self._tally.refreshes += renewed
+        if not any(seen):
+            return
         for site in self.layout.welcome():
             how = "gradients came, but through no call of the module; AdamW trains it till rows come"
             self._warn_once(f"{site.name or 'model'}: {how}")
@@ -289,21 +294,21 @@ class NaturalGradient(torch.optim.Optimizer):
 
     def _update_curvature(self, captured: bool, loss_scale: Tensor | None) -> None:
         """Averages and solver states, where they are due."""
+        seen = [False] * len(self.stacks)
         if captured or (self.capture.enabled and self.policy.distributed and is_parallel()):
             self._warn_once(turned_round(self.stacks, self.capture))
             terms = passed_terms(self.capture, self.policy.reduction) if self._seen.terms is None else self._seen.terms
-            renew_averages(self.stacks, self.policy, terms=terms, scale=None if self.policy.fisher.observes else loss_scale)
-            self._last_factors = self.steps
-            due = self.policy.refresh.due(self.steps, self._last_refresh)
-            if due or self.policy.corrected:
-                self._refresh(rotate=due)
-        elif self.stacks and self.capture.enabled:
+            scale = None if self.policy.fisher.observes else loss_scale
+            seen = renew_averages(self.stacks, self.policy, terms=terms, scale=scale)
+            self._timetable.captured(self.steps, seen)
+        elif self.stacks and all(stack.awake for stack in self.stacks):
             how = "opt.observe(outputs)" if self.policy.fisher.observes else "backward()"
             warnings.warn(
                 f"step() found gradients but no captured curvature since the last step: was {how} called, and is the "
                 "model the one this optimizer was built for? The last curvature is used",
                 stacklevel=5,
             )
+        self._refresh(seen)
 
     def _count(self) -> int:
         """What gradients are divided by to be those of a mean over examples: D of a summed loss, else 1."""

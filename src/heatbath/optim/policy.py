@@ -11,7 +11,7 @@ from heatbath.curvature import EmpiricalFisher, Fisher, Reduction, Sharing
 from heatbath.layers import LayerRule, default_rules
 from heatbath.optim.damping import Damping, LevenbergMarquardt
 from heatbath.optim.quadratic import QuadraticModel
-from heatbath.optim.schedule import Interval
+from heatbath.optim.schedule import Interval, Timetable
 from heatbath.optim.trust import KLClip, Trust
 
 
@@ -23,6 +23,12 @@ class Policy:
         factor_every: steps between captures of the factors, in the long run.
         refresh_every: steps between preparations of the solver, in the long run.
         patience: steps spent at each length while both intervals grow from 1; 0: full length at once, which is unsafe.
+        stagger: spread layers over the steps of both intervals, by the n³ of their factors, so that no step is much dearer than
+            another; each layer still comes as often. Fishers that observe outputs capture all layers at once, as that takes a
+            pass through the network, and spread refreshes only. Stacks are cut to at most a share of the work each.
+        refresh_above: refresh only what no longer fits: a stack that is due is first probed, and its members are refreshed one
+            step later where ‖I − XM‖_F/√n, of the old inverse X and the present damped factor M, exceeds this. None: refresh
+            whatever is due. Needs a solver that ends in an explicit inverse.
         decay: β of the moving averages, in [0, 1).
         trust: shortens steps.
         quadratic: takes learning rate and momentum from the exact quadratic model instead of trust; None: does not.
@@ -53,6 +59,8 @@ class Policy:
     factor_every: int = 10
     refresh_every: int = 10
     patience: int = 5
+    stagger: bool = False
+    refresh_above: float | None = None
     decay: float = 0.95
     trust: Trust = field(default_factory=KLClip)
     quadratic: QuadraticModel | None = None
@@ -86,6 +94,11 @@ class Policy:
         if self.max_dim is not None and self.max_dim < 1:
             raise ValueError(f"max_dim must be at least 1, got {self.max_dim}; None sets no limit")
 
+        if self.refresh_above is not None and not self.refresh_above > 0:
+            raise ValueError(f"refresh_above must be positive, got {self.refresh_above}; None refreshes whatever is due")
+        if self.refresh_above is not None and self.corrected:
+            raise ValueError("corrected eigenvalues live in an eigenbasis, no inverse: leave refresh_above at None")
+
     @property
     def factors(self) -> Interval:
         """When factors are captured."""
@@ -95,3 +108,13 @@ class Policy:
     def refresh(self) -> Interval:
         """When the solver is prepared."""
         return Interval(self.refresh_every, self.patience)
+
+    @property
+    def parts(self) -> int:
+        """How many shares a staggered refresh is divided into."""
+        return min(self.factor_every, self.refresh_every) if self.stagger else 1
+
+    def timetable(self, costs: Sequence[float]) -> Timetable:
+        """When stacks whose refreshes cost so much capture and are refreshed."""
+        together = self.fisher.observes
+        return Timetable.of(costs, self.factors, self.refresh, stagger=self.stagger, together=together)

@@ -6,7 +6,8 @@ of all of them are single tensors and every operation on them is one batched cal
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from heatbath.curvature import FactorSums, Form, Site
 from heatbath.layers import Block
 from heatbath.operators import EigenCorrected, Kronecker, map_tensors
+from heatbath.optim.deferred import Deferred
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,9 @@ class Stack:
         momentum: `[L, O, I]`, or None before the first step.
         boost: `[L]`, factor on the damping; raised where a refresh failed, decaying back to 1.
         corrected: eigenvalue-corrected curvature, or None where it is not wanted or not there yet.
+        awake: whether it captures factors at the present step.
+        failed: members whose last preparation, started from the state before it, did not get there; None: unknown.
+        misfit: members that their inverse does not fit any more; None: unknown.
     """
 
     group: int
@@ -68,6 +73,15 @@ class Stack:
     state: Any = None  # Any: the state type of the solver
     momentum: Tensor | None = None
     corrected: EigenCorrected | None = None
+    awake: bool = True
+    failed: Deferred | None = None
+    misfit: Deferred | None = None
+
+    @property
+    def cost(self) -> float:
+        """Of one refresh: Σ n³ over its dense sides, Σ n over the others, [multiply–adds, up to a factor]."""
+        form = self.sums.form
+        return self.length * _cost(form.block, form.max_dim, inputs_only=form.inputs_only)
 
     @property
     def length(self) -> int:
@@ -110,7 +124,12 @@ class _Pending:
 
 
 def build_stacks(
-    sites: Sequence[Site], group_of: dict[int, int], *, inputs_only: bool = False, max_dim: int | None = None
+    sites: Sequence[Site],
+    group_of: dict[int, int],
+    *,
+    inputs_only: bool = False,
+    max_dim: int | None = None,
+    parts: int = 1,
 ) -> list[Stack]:
     """Sort the blocks of all sites into stacks.
 
@@ -119,6 +138,8 @@ def build_stacks(
         group_of: parameter id to index of its parameter group.
         inputs_only: hold no output side.
         max_dim: the largest factor held in full.
+        parts: stacks are divided till each costs at most its share of a refresh in so many parts, if blocks are small enough;
+            at most `parts` stacks more than without it.
     """
     pending: dict[tuple[Any, ...], _Pending] = {}
     for site in sites:
@@ -130,13 +151,43 @@ def build_stacks(
             entry = pending.setdefault((kind, group_of[id(first)], dtype, first.device), _Pending(block))
             entry.places.append(Place(site, index, len(entry.places), entry.length))
             entry.length += block.places
+    costs = {key: e.length * _cost(e.block, max_dim, inputs_only=inputs_only) for key, e in pending.items()}
     stacks = []
-    for (_, group, dtype, device), entry in pending.items():
+    for (_, group, dtype, device), entry in _divided(pending, costs, parts):
         form = Form(entry.block, dtype, device, inputs_only=inputs_only, max_dim=max_dim)
         spans = [place.site.blocks[place.block].places for place in entry.places]
         boost = torch.ones(entry.length, dtype=dtype, device=device)
         stacks.append(Stack(group, entry.places, FactorSums(spans, form), [0] * len(spans), [0] * len(spans), boost))
     return stacks
+
+
+def _divided(
+    pending: dict[tuple[Any, ...], _Pending], costs: dict[tuple[Any, ...], float], parts: int
+) -> Iterator[tuple[tuple[Any, ...], _Pending]]:
+    """The stacks, those that cost more than their share in `parts` cut into runs of blocks."""
+    share = sum(costs.values()) / parts
+    for key, whole in pending.items():
+        count = min(len(whole.places), math.ceil(costs[key] / share - 1e-9)) if parts > 1 else 1
+        for part in range(count):
+            cut = slice(part * len(whole.places) // count, (part + 1) * len(whole.places) // count)
+            entry = _Pending(whole.block)
+            for place in whole.places[cut]:
+                entry.places.append(Place(place.site, place.block, len(entry.places), entry.length))
+                entry.length += place.site.blocks[place.block].places
+            yield key, entry
+
+
+def _cost(block: Block, max_dim: int | None, *, inputs_only: bool) -> float:
+    """Of one refresh of one member."""
+    out, inputs = block.domain
+    left = 0.0 if inputs_only or block.gradient_inputs else _inverse_cost(out, max_dim)
+    return left + (inputs if block.diagonal_inputs else _inverse_cost(inputs, max_dim))
+
+
+def _inverse_cost(size: int, max_dim: int | None) -> float:
+    """n³, or that of diagonal blocks."""
+    count = 1 if max_dim is None else -(-size // max_dim)
+    return float(count * -((-size // count) ** 3))
 
 
 def find_places(stacks: Sequence[Stack]) -> dict[int, list[tuple[Stack, Place]]]:

@@ -21,6 +21,7 @@ class Tally:
         self._kernels: dict[Kernel, float] = {}
         self._jobs: dict[Job, float] = {}
         self.refreshes = 0
+        self.kept = 0
         self.notes: dict[str, Any] = {}  # Any: what the solver last reported
         self._device: dict[str, Tensor] = {}
 
@@ -42,6 +43,10 @@ class Tally:
         self._count("prepare", codes)
         if clipped is not None:
             self._accumulate("notes.prepare.clipped", clipped.float())
+
+    def add_check(self, kept: int) -> None:
+        """Count members of a stack whose old inverse was found to fit."""
+        self.kept += kept
 
     def add_solve(self, solution: Solution) -> None:
         """Count one solved stack."""
@@ -76,6 +81,8 @@ class Tally:
         sums = {name: value.detach().cpu() for name, value in self._device.items()}
         steps = float(sums.get("steps", torch.tensor(0.0)))
         result: dict[str, float | str] = {"refreshes": self.refreshes}
+        if self.kept:
+            result["kept_inverses"] = self.kept
         for kind in ("prepare", "solve"):
             if kind in sums:
                 result.update(
@@ -91,10 +98,10 @@ class Tally:
 
     def to_plain(self) -> dict[str, Any]:  # Any: plain Python and tensors
         """For a checkpoint."""
-        return {"work": self.work.to_json(), "refreshes": self.refreshes, "device": dict(self._device)}
+        return {"work": self.work.to_json(), "refreshes": self.refreshes, "kept": self.kept, "device": dict(self._device)}
 
     def load_plain(self, plain: dict[str, Any]) -> None:  # Any: as above
         """From a checkpoint."""
         work = Work.from_json(plain["work"])
         self._kernels, self._jobs = dict(work.kernels), dict(work.jobs)
-        self.refreshes, self._device = plain["refreshes"], dict(plain["device"])
+        self.refreshes, self.kept, self._device = plain["refreshes"], plain.get("kept", 0), dict(plain["device"])

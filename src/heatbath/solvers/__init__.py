@@ -12,9 +12,11 @@ from heatbath.solvers.conjugate_gradient import ConjugateGradient as ConjugateGr
 from heatbath.solvers.crossbar import Crossbar as Crossbar
 from heatbath.solvers.eigen import Eigen as Eigen
 from heatbath.solvers.factorwise import Factorwise as Factorwise
+from heatbath.solvers.fit import misfit as misfit
 from heatbath.solvers.full import Full as Full
 from heatbath.solvers.guarded import Guarded as Guarded
 from heatbath.solvers.held import clips_of as clips_of
+from heatbath.solvers.inverse import Inverse as Inverse
 from heatbath.solvers.jacobi import Jacobi as Jacobi
 from heatbath.solvers.newton_schulz import NewtonSchulz as NewtonSchulz
 from heatbath.solvers.products import diagonal_of as diagonal_of
@@ -26,3 +28,4 @@ from heatbath.solvers.thermodynamic import ThermodynamicInverse as Thermodynamic
 from heatbath.solvers.thermodynamic import ThermodynamicSolve as ThermodynamicSolve
 from heatbath.solvers.thermodynamic import UnitVectors as UnitVectors
 from heatbath.solvers.thermodynamic import default_schedule as default_schedule
+from heatbath.solvers.warm import WarmStarted as WarmStarted
