@@ -3,6 +3,10 @@
 from heatbath.curvature.average import average_weights as average_weights
 from heatbath.curvature.average import update_average as update_average
 from heatbath.curvature.capture import Capture as Capture
+from heatbath.curvature.dataset import SummedCurvature as SummedCurvature
+from heatbath.curvature.dataset import jacobian_rows as jacobian_rows
+from heatbath.curvature.dataset import named_sites as named_sites
+from heatbath.curvature.dataset import sum_factors as sum_factors
 from heatbath.curvature.distributed import is_parallel as is_parallel
 from heatbath.curvature.distributed import join_processes as join_processes
 from heatbath.curvature.factors import Counts as Counts
