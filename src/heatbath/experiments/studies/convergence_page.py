@@ -13,7 +13,8 @@ from heatbath.costs import with_unit
 from heatbath.experiments.comparison import data_lines, predict
 from heatbath.experiments.plots import Axis, band_csv, band_curves
 from heatbath.experiments.records import Record
-from heatbath.experiments.studies.convergence import Convergence, Outcome
+from heatbath.experiments.studies.bench import Outcome
+from heatbath.experiments.studies.convergence import Convergence
 from heatbath.experiments.studies.page import Page, Picture, Table
 from heatbath.experiments.tuned import RULE
 
