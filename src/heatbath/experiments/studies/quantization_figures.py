@@ -1,4 +1,4 @@
-"""Pictures of the quantization study: the grid of bits, one imperfection at a time, benefit against distance from a learning rate."""
+"""Pictures of the quantization study: bits, one imperfection at a time, benefit against distance from a learning rate."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from heatbath.experiments.studies.quantization import Findings, Point, Quantizat
 KEPT = 0.9  # share of the benefit from which on it counts as kept
 MOSTLY = 0.1  # share of blocks solved digitally above which the machine is not to be thanked
 FLOOR = -0.2  # shares below are drawn here: worse than AdamW is worse than AdamW
+PLAIN = {"digital": "digital, full precision", "control": "control: damping × 10⁹"}
 MARKERS = {"thermodynamic-inverse": "o", "thermodynamic-solve": "s"}
 
 
@@ -177,9 +178,7 @@ def _anisotropy(findings: Findings) -> Figure:
             if spread is None or kind not in kinds:
                 continue
             marker, colour = kinds[kind]
-            title = {"digital": "digital, full precision", "control": "control: damping × 10⁹"}.get(
-                kind, TITLES.get(kind, kind)
-            )
+            title = PLAIN.get(kind) or TITLES[kind]
             share = max(FLOOR, mean_share(findings, point))
             hollow = point.digital_share > MOSTLY
             axes.plot(

@@ -20,7 +20,6 @@ from heatbath.experiments.studies.quantization_figures import (
     row,
 )
 from heatbath.experiments.studies.searches import spread, trials_csv, tuning_table
-from heatbath.machines import MachineSpec
 from heatbath.machines.spec import BOLTZMANN
 
 
@@ -160,27 +159,27 @@ def _setting(study: Quantization, findings: Findings) -> list[str]:
     spec = machine_spec(study.machine, None)
     lines = data_lines([run for point in findings.points[:3] for run in point.runs])
     lines.append(
-        f"Tuning: trials of {study.setting.steps} steps with seed 0 on nine tenths of the training examples, by the training loss "
-        f"at the end; compass search on one lattice for all. {adam.title} {adam.tuned.trials} trials, {sgd.title} "
-        f"{sgd.tuned.trials}, {digital.title} {digital.tuned.trials}, its control with huge damping {huge.tuned.trials}; at most "
-        f"{study.trials} each. K-FAC at other dampings searched its learning rate anew."
+        f"Tuning: trials of {study.setting.steps} steps with seed 0 on nine tenths of the training examples, by the training "
+        f"loss at the end; compass search on one lattice for all. {adam.title} {adam.tuned.trials} trials, {sgd.title} "
+        f"{sgd.tuned.trials}, {digital.title} {digital.tuned.trials}, its control with huge damping {huge.tuned.trials}; at "
+        f"most {study.trials} each. K-FAC at other dampings searched its learning rate anew."
     )
     lines.append(
-        f"The machine ({spec.name}, {spec.matrix_bits} bits) takes over learning rate, damping and clip of digital K-FAC and is "
-        "not tuned. The grid changes matrix and read bits; the sweeps change one figure of the machine as it is."
+        f"The machine ({spec.name}, {spec.matrix_bits} bits) takes over learning rate, damping and clip of digital K-FAC and "
+        "is not tuned. The grid changes matrix and read bits; the sweeps change one figure of the machine as it is."
     )
     lines.append(
         "Loss at the end: mean over the last tenth of the steps, at least five. Shares are taken seed by seed; one seed is one "
         "start and one order of batches for all."
     )
     lines.append(
-        "A matrix that is not positive definite as held is damped more, and after three tries solved digitally (`Guarded`): both "
-        "are counted, and a cell where more than a tenth of the blocks was solved digitally does not count as kept."
+        "A matrix that is not positive definite as held is damped more, and after three tries solved digitally (`Guarded`): "
+        "both are counted, and a cell where more than a tenth of the blocks was solved digitally does not count as kept."
     )
     lines.append(
-        "Layer spread: √(Σ‖P_l − p̄_l I‖²_F / Σ n_l p̄_l²) of the preconditioner P as the run's solver applies it, at the end of the "
-        "run, p̄_l = tr P_l/n_l; spread: the same for the whole network at once. Condition numbers are of damped factors before "
-        "the machine's diagonal scaling."
+        "Layer spread: √(Σ‖P_l − p̄_l I‖²_F / Σ n_l p̄_l²) of the preconditioner P as the run's solver applies it, at the end "
+        "of the run, p̄_l = tr P_l/n_l; spread: the same for the whole network at once. Condition numbers are of damped "
+        "factors before the machine's diagonal scaling."
     )
     if "drift" in study.grid.sweeps:
         lines.append(
@@ -188,17 +187,12 @@ def _setting(study: Quantization, findings: Findings) -> list[str]:
             "illustrative figures; t is the time from programming to use."
         )
     if "noise" in study.grid.sweeps and spec.capacitance is not None:
+        kelvin = (0.01 * spec.volts) ** 2 * spec.capacitance / BOLTZMANN
         lines.append(
-            f"Noise: {_kelvin(spec, 1e-2):.1e} K of thermal noise on {spec.capacitance:g} F would make an rms of 0.01 of full "
-            f"scale ({spec.volts:g} V); at {spec.temperature or 300:g} K it is {(BOLTZMANN * (spec.temperature or 300) / spec.capacitance) ** 0.5 / spec.volts:.1e}."
+            f"Noise: that of the machine as it is has an rms of {spec.noise**0.5:.1e} of full scale; to make 0.01 of full "
+            f"scale, {spec.volts:g} V, out of the heat of a cell of {spec.capacitance:g} F takes {kelvin:.1e} K."
         )
     return lines
-
-
-def _kelvin(spec: MachineSpec, rms: float) -> float:
-    """The temperature whose kT/C noise has an rms over full scale."""
-    assert spec.capacitance is not None
-    return (rms * spec.volts) ** 2 * spec.capacitance / BOLTZMANN
 
 
 # --- tables --------------------------------------------------------------------------------------------------------------
