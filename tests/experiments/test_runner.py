@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from heatbath.experiments import Hyper, RunFiles, RunOptions, choose, run
+from heatbath.experiments import Hyper, RunFiles, RunOptions, Target, choose, run
 from heatbath.experiments.checkpoint import load_checkpoint
 from heatbath.experiments.records import Row, read_record
+from heatbath.experiments.runner import Ending
 from tests.experiments import tasks
 
 
@@ -218,3 +219,32 @@ def test_resuming_where_nothing_was_started_is_refused(tmp_path: Path) -> None:
 def test_run_options_out_of_range_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RunOptions(**options)  # type: ignore[arg-type]
+
+
+def test_a_run_stops_at_its_target_and_not_before(tmp_path: Path) -> None:
+    whole = tasks.train(tmp_path / "whole", steps=40)
+    steps, _, values = whole.metric("test accuracy")
+    level = max(values[1:])
+    first = next(step for step, value in zip(steps[1:], values[1:], strict=True) if value >= level)
+    record = tasks.train(tmp_path / "short", steps=40, ending=Ending(target=Target("test accuracy", level)))
+    assert record.rows[-1]["step"] == first
+    assert record.ended == "finished"
+    assert record.events[-1]["message"] == f"at the target after {first} steps"
+    assert record.header["until"] == {"metric": "test accuracy", "value": level, "higher": True}
+    assert "until" not in whole.header
+
+
+@pytest.mark.parametrize("name", tasks.OPTIMIZERS)
+def test_the_preconditioner_is_described_in_the_last_row_and_training_is_not_changed(tmp_path: Path, name: str) -> None:
+    plain = tasks.train(tmp_path / "plain", name, steps=12)
+    record = tasks.train(tmp_path / "described", name, steps=12, ending=Ending(preconditioner=True))
+    assert [row["loss"] for row in record.rows] == [row["loss"] for row in plain.rows]
+    assert [row["metrics"] for row in record.measured] == [row["metrics"] for row in plain.measured]
+    described = [row["step"] for row in record.rows if "preconditioner" in row]
+    assert described == [12]
+    found = record.rows[-1]["preconditioner"]
+    if name == "adamw":
+        assert found == {}
+    else:
+        assert found["condition"] > 1
+        assert -1 <= found["cosine"] <= 1

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heatbath.experiments import Experiment, Record, choose, read_record
+from heatbath.experiments import Experiment, Record, Target, choose, read_record
 from heatbath.experiments.data import Source
+from heatbath.experiments.runner import Ending
 from heatbath.experiments.trials import Trial, run_trials
 from tests.experiments import tasks
 
@@ -83,6 +84,7 @@ def test_held_out_data_batch_size_and_measurements_are_as_the_trial_says(tmp_pat
         ({"held_out": True}, "target"),
         ({"batch_size": 8}, "batch_size"),
         ({"recipe": lambda: tasks.experiment(name="rings")}, "experiment"),
+        ({"ending": Ending(target=Target("test accuracy", 0.5))}, "until"),
     ],
 )
 def test_a_folder_with_other_trials_is_refused(other: dict[str, object], what: str, tmp_path: Path) -> None:

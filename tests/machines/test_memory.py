@@ -191,6 +191,16 @@ def test_aged_machine_answers_with_what_is_left() -> None:
         machine.age(programmed, -1.0)
 
 
+def test_a_machine_that_waits_before_use_holds_what_an_aged_one_holds() -> None:
+    matrix, drifting = spd(4, 4.0), {"drift_exponent": 0.1, "drift_spread": 0.3}
+    aged = Machine(_spec(**drifting)).age(Machine(_spec(**drifting)).program(matrix), 99.0)
+    waited = Machine(_spec(**drifting, hold_seconds=99.0)).program(matrix)
+    torch.testing.assert_close(waited.held, aged.held)
+    torch.testing.assert_close(waited.law.rates, aged.law.rates)
+    assert waited.age == 99.0
+    assert waited.work.programmings == 1
+
+
 @pytest.mark.parametrize(
     "law",
     [

@@ -90,6 +90,7 @@ def test_wrong_types_are_refused(fields: dict, message: str) -> None:
         ({"coupling": "capacitive", "noise_mismatch": 0.1}, r"noise_mismatch is not emulated with capacitive coupling"),
         ({"coupling": "capacitive", "capacitance_mismatch": 0.1}, r"capacitance_mismatch is not emulated with capacitive"),
         ({"drift_spread": 0.1}, r"drift_spread needs a drift_exponent"),
+        ({"hold_seconds": 1.0}, r"hold_seconds needs a drift_exponent"),
         (
             {"tau": None, "resistance": 1e3, "capacitance": 1e-9, "inductance": 1e-3, "noise_mismatch": 0.1},
             r"inductance together with noise_mismatch is not emulated",

@@ -17,7 +17,7 @@ from itertools import islice, product
 from heatbath.experiments.experiment import Hyper
 from heatbath.experiments.optimizers import Choice
 from heatbath.experiments.records import Record
-from heatbath.experiments.tuned import Tuned, pick, score
+from heatbath.experiments.tuned import Score, Tuned, pick, score
 
 Point = tuple[int, ...]
 
@@ -119,13 +119,16 @@ class Compass:
         return all(AXES[name].holds(k) for name, k in zip(self.names, point, strict=True))
 
 
-def compass(choice: Choice, how: Compass, measure: Callable[[Sequence[Choice]], Sequence[Record]]) -> Tuned:
+def compass(
+    choice: Choice, how: Compass, measure: Callable[[Sequence[Choice]], Sequence[Record]], *, rank: Score = score
+) -> Tuned:
     """Walk until every neighbour of the best is worse.
 
     Args:
         choice: with its defaults, where the walk starts.
         how: what is searched.
         measure: runs some choices on held-out data.
+        rank: what makes one better than another.
     """
     tried: dict[Point, tuple[Choice, Record]] = {}
 
@@ -137,7 +140,7 @@ def compass(choice: Choice, how: Compass, measure: Callable[[Sequence[Choice]], 
         return bool(new)
 
     def best() -> Point:
-        return min(tried, key=lambda point: score(tried[point][1]))
+        return min(tried, key=lambda point: rank(tried[point][1]))
 
     attempt([how.start(choice.hyper)])
     while attempt(how.around(best())) or (
@@ -148,4 +151,4 @@ def compass(choice: Choice, how: Compass, measure: Callable[[Sequence[Choice]], 
     loose = tuple(
         name for i, name in enumerate(how.names) if any(p not in tried for p in how.around(best()) if p[i] != best()[i])
     )
-    return pick(choices, records, lambda hyper: loose)
+    return pick(choices, records, lambda hyper: loose, rank=rank)

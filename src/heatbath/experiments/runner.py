@@ -7,6 +7,7 @@ on the CPU, and its record tells so.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -21,7 +22,7 @@ from heatbath.experiments.checkpoint import check_folder, load_checkpoint, save_
 from heatbath.experiments.data import Dataset
 from heatbath.experiments.divergence import Judgement, judge
 from heatbath.experiments.environment import command, host, versions
-from heatbath.experiments.experiment import Experiment
+from heatbath.experiments.experiment import Experiment, Target
 from heatbath.experiments.interrupts import Interrupt, interruptible
 from heatbath.experiments.optimizers import Choice
 from heatbath.experiments.records import Record, RecordWriter, Row, RunFiles, read_record
@@ -47,6 +48,19 @@ class Watcher(Protocol):
 
 
 @dataclass(frozen=True)
+class Ending:
+    """How a run ends, apart from its number of steps.
+
+    Args:
+        target: stop at the first measurement that reaches it; None: go on.
+        preconditioner: write with the last row what the preconditioner is like ("preconditioner", see `optim.anisotropy`).
+    """
+
+    target: Target | None = None
+    preconditioner: bool = False
+
+
+@dataclass(frozen=True)
 class RunOptions:
     """How long and how to run, whatever is run.
 
@@ -59,6 +73,7 @@ class RunOptions:
         checkpoint_every: steps between two checkpoints; 0: none, and the run cannot be resumed.
         max_seconds: stop after this much training time; None: never.
         resume: go on from the last checkpoint.
+        ending: stop early, look at the end.
 
     Raises:
         ValueError: a number out of range.
@@ -72,6 +87,7 @@ class RunOptions:
     checkpoint_every: int = 100
     max_seconds: float | None = None
     resume: bool = False
+    ending: Ending = Ending()  # immutable
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.log_every < 1 or self.flush_every < 1 or self.checkpoint_every < 0:
@@ -145,6 +161,7 @@ class _Loop:
         self.start_loss = float("nan")
         self.warned = False
         self.ended = False
+        self.reached = False
 
     # --- beginning and end -------------------------------------------------------------------------------------------
 
@@ -203,6 +220,7 @@ class _Loop:
             "versions": versions(),
             "host": host(options.device),
             "command": command(),
+            **({"until": vars(options.ending.target)} if options.ending.target else {}),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
@@ -214,6 +232,8 @@ class _Loop:
         while not self.ended:
             if training.step >= options.steps:
                 return self._end("finished", f"after {training.step} steps")
+            if self.reached:
+                return self._end("finished", f"at the target after {training.step} steps")
             if self._out_of_time():
                 return self._end(
                     "finished", f"after {self.seconds:.1f} s, the most allowed ({training.step} of {options.steps} steps)"
@@ -279,6 +299,9 @@ class _Loop:
     def _write_row(self, row: Row, *, measured: bool) -> None:
         if measured:
             row = {**row, "metrics": self.training.measure()}
+            self.reached = self._reached(row)
+            if self.options.ending.preconditioner and (self.reached or row["step"] == self.options.steps):
+                row["preconditioner"] = self.training.preconditioner()
             work = self.training.work()
             if work is not None:
                 row["work"] = work.to_json()
@@ -288,6 +311,11 @@ class _Loop:
         assert self.writer is not None
         self.writer.write([row])
         self._tell("row", row)
+
+    def _reached(self, row: Row) -> bool:
+        """Whether a measured row is where the run was to stop."""
+        target = self.options.ending.target
+        return target is not None and row["step"] > 0 and target.reached(row["metrics"].get(target.metric, math.nan))
 
     def _event(self, event: str, message: str) -> None:
         entry = {"event": event, "step": self.training.step, "message": message}

@@ -6,6 +6,7 @@ examples, and the randomness of the optimizer, so runs with different optimizers
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from heatbath.experiments.counting import model_work, total_work
 from heatbath.experiments.data import Dataset
 from heatbath.experiments.experiment import Experiment
 from heatbath.experiments.optimizers import Choice, build
+from heatbath.optim import NaturalGradient, anisotropy
 from heatbath.work import Work
 
 EVALUATION_BATCH = 1000
@@ -125,6 +127,15 @@ class Training:
         """What the optimizer says about itself, or nothing."""
         own = getattr(self.optimizer, "report", None)
         return dict(own()) if callable(own) else {}
+
+    def preconditioner(self) -> dict[str, Any]:  # Any: plain numbers
+        """What the preconditioner is like (`optim.anisotropy`), or nothing; draws from a copy of the optimizer's randomness."""
+        if not isinstance(self.optimizer, NaturalGradient):
+            return {}
+        generator = torch.Generator(self.device)
+        generator.set_state(self.generator.get_state())
+        found = anisotropy(self.optimizer, generator=generator)
+        return {} if found is None else asdict(found)
 
     def coverage(self) -> str | None:
         """Which layer is treated how, for optimizers that treat layers differently."""

@@ -22,7 +22,7 @@ from heatbath.experiments.checkpoint import check_folder
 from heatbath.experiments.experiment import Experiment, on_held_out_data
 from heatbath.experiments.optimizers import Choice
 from heatbath.experiments.records import Record, RunFiles, read_record
-from heatbath.experiments.runner import RunOptions, run
+from heatbath.experiments.runner import Ending, RunOptions, run
 
 Recipe = Callable[[], Experiment]  # a function of a module, so that another process can import it
 DONE = ("finished", "diverged")  # ends after which a trial has its result
@@ -43,6 +43,7 @@ class Trial:
         batch_size: training examples per step; None: the recipe's.
         eval_every: steps between two measurements; None: the recipe's.
         device: where to compute.
+        ending: stop early, look at the end.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Trial:
     batch_size: int | None = None
     eval_every: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    ending: Ending = Ending()  # noqa: RUF009  # immutable
 
     def experiment(self) -> Experiment:
         """The task as this trial runs it."""
@@ -149,11 +151,13 @@ def _finished(trial: Trial, folder: Path) -> Record | None:
         "seed": trial.seed,
         "target": vars((on_held_out_data(task) if trial.held_out else task).target),
         "batch_size": min(trial.batch_size or task.batch_size, record.header["dataset"]["train"]),
+        "until": None if trial.ending.target is None else vars(trial.ending.target),
     }
     for key, value in expected.items():
-        if record.header[key] != value:
+        held = record.header.get(key)
+        if held != value:
             raise ValueError(
-                f"{files.record} is of another search: its {key} is {_brief(record.header[key])}, now it is {_brief(value)}. "
+                f"{files.record} is of another search: its {key} is {_brief(held)}, now it is {_brief(value)}. "
                 f"Choose another folder with --out. It was made by: {record.header['command']}"
             )
     if record.ended in DONE:
@@ -188,7 +192,7 @@ def _as_they_end(trials: Sequence[Trial], folder: Path, jobs: int) -> Iterator[T
 
 def _run(trial: Trial, folder: Path) -> str:
     """Run one trial and say how it ended."""
-    options = RunOptions(steps=trial.steps, seed=trial.seed, device=trial.device, checkpoint_every=0)
+    options = RunOptions(steps=trial.steps, seed=trial.seed, device=trial.device, checkpoint_every=0, ending=trial.ending)
     return run(trial.experiment(), trial.choice, options=options, files=RunFiles(folder, trial.name)).ended
 
 

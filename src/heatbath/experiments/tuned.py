@@ -25,6 +25,9 @@ RESULT = "best.json"
 FORMAT = 1
 
 
+Score = Callable[[Record], tuple[float, float]]  # what trials are ranked by, lower is better; infinite: no result
+
+
 def score(record: Record) -> tuple[float, float]:
     """What trials are ranked by, lower is better.
 
@@ -65,15 +68,22 @@ class Tuned:
         return {"title": self.choice.title, **asdict(self), "choice": self.choice.to_json()}
 
 
-def pick(choices: Sequence[Choice], records: Sequence[Record], near_edge: Callable[[Hyper], tuple[str, ...]]) -> Tuned:
+def pick(
+    choices: Sequence[Choice],
+    records: Sequence[Record],
+    near_edge: Callable[[Hyper], tuple[str, ...]],
+    *,
+    rank: Score = score,
+) -> Tuned:
     """The best of some trials by the rule.
 
     Args:
         choices: that were tried.
         records: of each.
         near_edge: which hyper-parameters of a value lie near an end of what was tried.
+        rank: the rule.
     """
-    scores = [score(record) for record in records]
+    scores = [rank(record) for record in records]
     best = min(range(len(scores)), key=scores.__getitem__)
     value = None if math.isinf(scores[best][0]) else records[best].measured[-1]["metrics"][records[best].target.metric]
     diverged = sum(math.isinf(s[0]) for s in scores)

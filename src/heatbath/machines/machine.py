@@ -89,6 +89,8 @@ class Machine:
         check_matrix(matrix, self.spec, values=check)
         matrix = matrix.detach()
         held, scale, clipped = hold(matrix, self.spec, self.serial, generator)
+        waited = self.spec.hold_seconds or 0.0
+        held = drift(held, self.spec, self.serial, age=0.0, seconds=waited) if waited else held
         cells = cells_of(self.spec, self.serial, held)
         coupled, offset = cells.embed(held)
         derived = self._derive(coupled, cells, schedule, law)
@@ -104,6 +106,7 @@ class Machine:
             schedule=schedule,
             machine=self.spec.name,
             upload_bits=float(bits) * held.shape[-1] ** 2,
+            age=waited,
         )
 
     def age(self, programmed: Programmed, seconds: float) -> Programmed:

@@ -81,6 +81,7 @@ class MachineSpec:
     write_noise: float | None = _number("rms error of each entry over full scale, fresh at each programming", "", high=0.5)
     drift_exponent: float | None = _number("conductances fall as (1 + t/1 s)^-exponent after programming", "", high=1)
     drift_spread: float | None = _number("relative rms difference of the drift exponent between entries", "", high=1)
+    hold_seconds: float | None = _number("time from programming to use, over which conductances drift; None: no time", "s")
     stuck_entries: float | None = _number("fraction of matrix entries stuck at 0, a property of the machine", "", high=1)
     dead_cells: float | None = _number("fraction of cells that stay at 0 V, a property of the machine", "", high=1)
     stuck_cells: float | None = _number("fraction of cells that stay at full scale, a property of the machine", "", high=1)
@@ -167,8 +168,8 @@ def _contradictions(spec: MachineSpec) -> Iterator[str]:
             yield f"{name} is not emulated with capacitive coupling; leave one out"
     if spec.inductance is not None and spec.noise_mismatch is not None:
         yield "inductance together with noise_mismatch is not emulated; leave one out"
-    if spec.drift_spread is not None and spec.drift_exponent is None:
-        yield "drift_spread needs a drift_exponent"
+    if spec.drift_exponent is None:
+        yield from (f"{name} needs a drift_exponent" for name in ("drift_spread", "hold_seconds") if getattr(spec, name))
 
 
 def _checked(f: Field[Any], value: Any) -> Any:  # Any: values from a file

@@ -1,5 +1,7 @@
 """Optimizers: one step, many methods."""
 
+from heatbath.optim.anisotropy import Anisotropy as Anisotropy
+from heatbath.optim.anisotropy import anisotropy as anisotropy
 from heatbath.optim.coverage import Coverage as Coverage
 from heatbath.optim.damping import ExactDamping as ExactDamping
 from heatbath.optim.damping import FactoredDamping as FactoredDamping

@@ -1,6 +1,11 @@
 """Studies: questions that are answered by many trials and one page, one file each."""
 
+from heatbath.experiments.studies.bench import Bench as Bench
+from heatbath.experiments.studies.bench import Outcome as Outcome
+from heatbath.experiments.studies.bench import Setting as Setting
 from heatbath.experiments.studies.convergence import Convergence as Convergence
-from heatbath.experiments.studies.convergence import Outcome as Outcome
 from heatbath.experiments.studies.convergence_page import convergence_page as convergence_page
+from heatbath.experiments.studies.grid import Grid as Grid
 from heatbath.experiments.studies.page import Page as Page
+from heatbath.experiments.studies.quantization import Quantization as Quantization
+from heatbath.experiments.studies.quantization_page import quantization_page as quantization_page

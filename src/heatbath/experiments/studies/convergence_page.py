@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from statistics import fmean
@@ -13,8 +11,10 @@ from heatbath.costs import with_unit
 from heatbath.experiments.comparison import data_lines, predict
 from heatbath.experiments.plots import Axis, band_csv, band_curves
 from heatbath.experiments.records import Record
-from heatbath.experiments.studies.convergence import Convergence, Outcome
+from heatbath.experiments.studies.bench import Outcome
+from heatbath.experiments.studies.convergence import Convergence
 from heatbath.experiments.studies.page import Page, Picture, Table
+from heatbath.experiments.studies.searches import spread, trials_csv, tuning_table
 from heatbath.experiments.tuned import RULE
 
 SMOOTH = 5  # losses of mini-batches that are averaged before they are compared
@@ -36,7 +36,7 @@ def convergence_page(study: Convergence, outcomes: Sequence[Outcome]) -> Page:
         title=f"Convergence on {header['experiment']}",
         answer=[f"**{header['summary']}.** " + _scope(study, outcomes), *_findings(outcomes)],
         setting=_setting(study, outcomes),
-        tables={"Result": _results(outcomes, judged, other), "Tuning": _tuning(outcomes)},
+        tables={"Result": _results(outcomes, judged, other), "Tuning": tuning_table(outcomes)},
         pictures=[
             Picture(
                 axis.metric.replace(" ", "-"),
@@ -46,7 +46,7 @@ def convergence_page(study: Convergence, outcomes: Sequence[Outcome]) -> Page:
             )
             for axis in axes
         ],
-        data={"trials.csv": _trials_csv(outcomes)},
+        data={"trials.csv": trials_csv(outcomes)},
         result={
             "study": "convergence",
             "recipe": header["experiment"],
@@ -123,8 +123,8 @@ def _results(outcomes: Sequence[Outcome], judged: str, other: str) -> Table:
     rows = []
     for outcome in outcomes:
         predicted, unstated = _predicted(outcome)
-        cells = [_spread([dict(_series(run, judged)).get(step, math.nan) for run in outcome.runs]) for step in shown]
-        cells.append(_spread(_ends(outcome, other)))
+        cells = [spread([dict(_series(run, judged)).get(step, math.nan) for run in outcome.runs]) for step in shown]
+        cells.append(spread(_ends(outcome, other)))
         cells.append(_steps(steps_to_level(outcome, baseline, judged)))
         cells.append(f"{_seconds(outcome):.0f}")
         bound = "≥ " if unstated else ""
@@ -151,13 +151,6 @@ def _quarters(grid: Sequence[int]) -> list[int]:
     return list(dict.fromkeys(min(grid, key=lambda step: abs(step - grid[-1] * share)) for share in (0.25, 0.5, 1.0)))
 
 
-def _spread(values: Sequence[float]) -> str:
-    if not all(math.isfinite(value) for value in values):
-        return "diverged"
-    half = (max(values) - min(values)) / 2
-    return f"{fmean(values):.4g} ± {half:.2g}" if len(values) > 1 else f"{values[0]:.4g}"
-
-
 def _steps(steps: Sequence[int | None]) -> str:
     known = [step for step in steps if step is not None]
     if not known:
@@ -165,21 +158,6 @@ def _steps(steps: Sequence[int | None]) -> str:
     missed = len(steps) - len(known)
     text = f"{min(known)}" if min(known) == max(known) else f"{min(known)} to {max(known)}"
     return text + (f", not reached by {missed} of {len(steps)}" if missed else "")
-
-
-def _tuning(outcomes: Sequence[Outcome]) -> Table:
-    rows = []
-    for outcome in outcomes:
-        hyper = outcome.tuned.choice.hyper
-        best = ", ".join(f"{WORDS.get(name, name)} {getattr(hyper, name):g}" for name in outcome.searched)
-        loose = ", ".join(WORDS.get(name, name) for name in outcome.tuned.near_edge)
-        value = "–" if outcome.tuned.value is None else f"{outcome.tuned.value:.4g}"
-        rows.append([outcome.title, str(outcome.tuned.trials), str(outcome.tuned.diverged), best, value, loose or "all"])
-    head = ["optimizer", "trials", "diverged", "best", "held-out", "neighbours tried"]
-    return Table(head, [[*row[:-1], row[-1] if row[-1] == "all" else f"not all: {row[-1]}"] for row in rows])
-
-
-WORDS = {"momentum": "β₁", "square_decay": "β₂", "kl_clip": "clip"}
 
 
 def _scope(study: Convergence, outcomes: Sequence[Outcome]) -> str:
@@ -203,7 +181,7 @@ def _findings(outcomes: Sequence[Outcome]) -> list[str]:
         lines.append(
             f"- **{outcome.title}** {_verdict(level, steps)}: it is at {baseline.title}'s final {judged} at step "
             f"{_steps(level)} of {steps}, and at its final training loss at step {_steps(loss)}. After {steps} steps its "
-            f"{judged} is {_spread(_ends(outcome, judged))}, against {_spread(_ends(baseline, judged))}."
+            f"{judged} is {spread(_ends(outcome, judged))}, against {spread(_ends(baseline, judged))}."
         )
     return ["\n".join(lines)]
 
@@ -249,20 +227,6 @@ def _setting(study: Convergence, outcomes: Sequence[Outcome]) -> list[str]:
         "have the same start and the same batches."
     )
     return lines
-
-
-def _trials_csv(outcomes: Sequence[Outcome]) -> str:
-    """Every trial of the tuning."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    names = ["lr", "damping", "kl_clip", "momentum", "square_decay", "weight_decay"]
-    writer.writerow(["optimizer", *names, "ended", "held-out", "last training loss", "seconds"])
-    for outcome in outcomes:
-        for record in outcome.tuning:
-            choice, row = record.header["choice"], record.rows[-1]
-            value = row.get("metrics", {}).get(record.target.metric)
-            writer.writerow([outcome.title, *(choice.get(n) for n in names), record.ended, value, row["loss"], row["seconds"]])
-    return buffer.getvalue()
 
 
 def _plain(outcome: Outcome, baseline: Outcome) -> dict[str, Any]:  # Any: JSON values

@@ -1,0 +1,49 @@
+"""What the searches of a study found, as a table and as CSV; numbers in words."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from statistics import fmean
+
+from heatbath.experiments.studies.bench import Outcome
+from heatbath.experiments.studies.page import Table
+
+WORDS = {"momentum": "β₁", "square_decay": "β₂", "kl_clip": "clip"}
+
+
+def tuning_table(outcomes: Sequence[Outcome]) -> Table:
+    """What each search found, and what it cost; one row each."""
+    rows = []
+    for outcome in outcomes:
+        hyper = outcome.tuned.choice.hyper
+        best = ", ".join(f"{WORDS.get(name, name)} {getattr(hyper, name):g}" for name in outcome.searched)
+        loose = ", ".join(WORDS.get(name, name) for name in outcome.tuned.near_edge)
+        value = "–" if outcome.tuned.value is None else f"{outcome.tuned.value:.4g}"
+        rows.append([outcome.title, str(outcome.tuned.trials), str(outcome.tuned.diverged), best, value, loose or "all"])
+    head = ["optimizer", "trials", "diverged", "best", "held-out", "neighbours tried"]
+    return Table(head, [[*row[:-1], row[-1] if row[-1] == "all" else f"not all: {row[-1]}"] for row in rows])
+
+
+def trials_csv(outcomes: Sequence[Outcome]) -> str:
+    """Every trial of every search, as CSV."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    names = ["lr", "damping", "kl_clip", "momentum", "square_decay", "weight_decay"]
+    writer.writerow(["optimizer", *names, "ended", "held-out", "last training loss", "seconds"])
+    for outcome in outcomes:
+        for record in outcome.tuning:
+            choice, row = record.header["choice"], record.rows[-1]
+            value = row.get("metrics", {}).get(record.target.metric)
+            writer.writerow([outcome.title, *(choice.get(n) for n in names), record.ended, value, row["loss"], row["seconds"]])
+    return buffer.getvalue()
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± half the distance from the lowest to the highest."""
+    if not all(math.isfinite(value) for value in values):
+        return "diverged"
+    half = (max(values) - min(values)) / 2
+    return f"{fmean(values):.4g} ± {half:.2g}" if len(values) > 1 else f"{values[0]:.4g}"
