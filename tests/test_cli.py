@@ -62,7 +62,7 @@ def test_machines_and_recipes_are_listed() -> None:
         ),
         (["study", "convergence", "digits-mpl"], "there is no recipe 'digits-mpl'"),
         (["study", "convergence", "digits-mlp", "--seeds", "0"], "at least 1 step, 1 seed and 1 trial"),
-        (["report", "nowhere.jsonl"], "there is no record nowhere.jsonl"),
+        (["report", "nowhere.jsonl"], "there is no file or folder nowhere.jsonl"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(words: list[str], message: str) -> None:

@@ -25,7 +25,7 @@ def test_axes_are_labelled_with_units_and_runs_are_named(records: list[Record]) 
     (axes,) = figure.axes
     assert axes.get_xlabel() == "training time here (s)"
     assert axes.get_ylabel() == "test accuracy"
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["AdamW", "K-FAC, Cholesky", "target"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["AdamW", "K-FAC, Cholesky", "target 0.7"]
 
 
 def test_a_line_goes_through_the_recorded_values(records: list[Record]) -> None:

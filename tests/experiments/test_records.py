@@ -11,7 +11,11 @@ import pytest
 from heatbath.experiments.records import RecordWriter, RunFiles, read_record
 from heatbath.work import Work, matmul
 
-HEADER = {"run": "r", "target": {"metric": "accuracy", "value": 0.5, "higher": True}}
+HEADER = {
+    **dict.fromkeys(("experiment", "choice", "dataset", "seed", "steps", "batch_size"), ""),
+    "run": "r",
+    "target": {"metric": "accuracy", "value": 0.5, "higher": True},
+}
 
 
 @pytest.fixture
@@ -117,7 +121,9 @@ def test_a_full_disk_is_an_error_with_a_way_out(path: Path, writer: RecordWriter
         ('{"format": 1}\n{"step": \n{"step": 1}\n', "line 2 is not JSON"),
         ('{"format": 1}\n[1, 2]\n', "line 2 is not a JSON object"),
         ('{"step": 1}\n', "its first line is no header"),
-        ("", "its first line is no header"),
+        ("", "is empty: the run was killed before its first line"),
+        ('{"format": 1}\n', "its header lacks batch_size, choice, dataset, experiment, seed, steps, target"),
+        ('{"format": 1}\n{"step": 1}\n', "line 2 is neither a row .* nor an event"),
         ('{"format": 99}\n', "has format 99, this version reads 1"),
     ],
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from heatbath.experiments import Hyper, Record, RunFiles, RunOptions, choose, run
 from heatbath.experiments.report import render_report, write_report
+from tests.browser import browser, needs_chromium
 from tests.experiments import tasks
 
 VOID = {"meta", "br", "link", "img", "hr"}
@@ -55,16 +57,15 @@ def test_the_page_needs_nothing_from_elsewhere(text: str) -> None:
     page = Page(text)
     assert page.fetched == []
     assert "script" not in page.count
-    assert "link" not in page.count
     assert not re.search(r"@import|url\((?!#)", text)
 
 
 def test_the_page_is_well_formed_and_has_its_parts(text: str) -> None:
     page = Page(text)
     assert page.open == []
-    assert page.count["svg"] == page.count["figure"] == 5
-    assert page.count["details"] == 2
-    assert text.count('download="') == 5
+    assert page.count["svg"] == page.count["figure"] == page.count["figcaption"] == 7  # 5 curves, time and energy
+    assert page.count["details"] == 7 + 2  # a command for each figure, two runs
+    assert text.count('download="') == 7
 
 
 def test_the_page_says_what_was_run_on_what_with_what(text: str, records: list[Record]) -> None:
@@ -76,7 +77,7 @@ def test_the_page_says_what_was_run_on_what_with_what(text: str, records: list[R
         "heatbath demo --out 'a <b>'",
         records[0].header["versions"]["torch"],
         "not stated",
-        "seed 0",
+        "K-FAC, thermodynamic solve (tngd-2024, 10 bits), seed 0",
     ):
         assert expected in words
 
@@ -100,5 +101,77 @@ def test_the_page_is_written_to_a_file(tmp_path: Path, records: list[Record]) ->
 
 
 def test_a_page_that_cannot_be_written_is_an_error(tmp_path: Path, records: list[Record]) -> None:
-    with pytest.raises(OSError, match=r"cannot write the report .*No such file"):
+    with pytest.raises(OSError, match=r"cannot write the report .*there is no folder"):
         write_report(records, tmp_path / "missing" / "r.html", command="c")
+
+
+def test_records_without_a_step_are_left_out_and_named(records: list[Record]) -> None:
+    empty = replace(records[0], path=Path("killed.jsonl"), rows=[], events=[])
+    assert "killed.jsonl holds no step and is left out" in render_report([*records, empty], command="c")
+    with pytest.raises(ValueError, match="none of the 1 records holds a step: the runs were killed at their start"):
+        render_report([empty], command="c")
+
+
+def test_a_repeated_run_and_one_that_was_killed_are_named(records: list[Record]) -> None:
+    again = replace(records[0], path=Path("again.jsonl"), events=[], header={**records[0].header, "started": "9999"})
+    text = render_report([*records, again], command="c")
+    assert "is left out: the same setting was run again with seed 0, later" in text
+    assert "AdamW, seed 0: the record stops at step 20; it is running, or was killed" in text
+
+
+def test_different_data_are_called_not_comparable(records: list[Record]) -> None:
+    other = {**records[1].header, "dataset": {**records[1].header["dataset"], "name": "stand-in"}}
+    page = render_report([records[0], replace(records[1], header=other)], command="c")
+    assert "These runs saw different data: their figures are not comparable" in page
+
+
+CONTRAST = """(() => {
+  const light = text => { const [r, g, b] = text.match(/[\\d.]+/g).slice(0, 3).map(Number).map(
+    v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const ratio = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  const ground = element => { for (let e = element; e; e = e.parentElement) {
+    const c = getComputedStyle(e).backgroundColor; if (c !== 'rgba(0, 0, 0, 0)') return light(c); } return NaN; };
+  const seen = [...document.querySelectorAll('figure text')].map(t => [getComputedStyle(t).fill, t])
+    .concat([...document.querySelectorAll('p, td, th, figcaption, h1')].map(e => [getComputedStyle(e).color, e]));
+  return Math.min(...seen.map(([colour, element]) => ratio(light(colour), ground(element)))); })()"""
+
+
+@needs_chromium
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_real_browser_shows_the_page_on_laptop_and_phone_light_and_dark(text: str, tmp_path: Path, opened: bool) -> None:
+    """Nothing to complain of, nothing wider than the screen, all figures drawn, text at the contrast of WCAG 2.2 (4.5 to 1)."""
+    page = tmp_path / "page.html"
+    page.write_text(text.replace("<details>", "<details open>") if opened else text, encoding="utf-8")
+    with browser() as chromium:
+        grounds = set()
+        for width in (390, 1280):
+            for dark in (False, True):
+                chromium.look(page, width=width, dark=dark)
+                assert chromium.complaints == []
+                assert chromium.evaluate("innerWidth") == width
+                assert chromium.evaluate("document.documentElement.scrollWidth") <= width
+                assert chromium.evaluate(DRAWN) == 7
+                assert chromium.evaluate(CONTRAST) >= 4.5
+                grounds.add((dark, chromium.evaluate("getComputedStyle(document.body).backgroundColor")))
+        assert len(grounds) == 2
+        assert len({colour for _, colour in grounds}) == 2
+
+
+DRAWN = """[...document.querySelectorAll('figure svg')].filter(svg => { const box = svg.getBoundingClientRect();
+  return box.width > 200 && box.height > 100 && box.right <= innerWidth && svg.querySelectorAll('path').length > 5; }).length"""
+
+
+@needs_chromium
+def test_the_browser_notices_what_is_wrong_with_a_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(
+        '<meta name="viewport" content="width=device-width"><p style="width: 900px; background: #fff; color: #ccc">wide</p>'
+        "<img src='missing.png'><script>console.error('broken'); nothing()</script>"
+    )
+    with browser() as chromium:
+        chromium.look(page, width=390)
+        assert any("broken" in complaint for complaint in chromium.complaints)
+        assert any("ERR_FILE_NOT_FOUND" in complaint for complaint in chromium.complaints)
+        assert len(chromium.complaints) == 3
+        assert chromium.evaluate("document.documentElement.scrollWidth") >= 900
+        assert chromium.evaluate(CONTRAST) < 2

@@ -78,18 +78,24 @@ def compare(
 
 
 def find_records(paths: Iterable[Path]) -> list[Record]:
-    """Records from files and from folders (their `*.jsonl`, by name).
+    """Records from files and from folders (their `*.jsonl`, or else those in their subfolders, by name), each once.
 
     Raises:
-        FileNotFoundError: no such file, or a folder without records.
+        FileNotFoundError: no such file or folder, or a folder without records.
+        ValueError: a file that is no record, or is damaged.
     """
-    records = []
+    found: dict[Path, Path] = {}
     for path in paths:
-        files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+        if not path.exists():
+            raise FileNotFoundError(f"there is no file or folder {path}")
+        files = [path]
+        if path.is_dir():
+            files = sorted(path.glob("*.jsonl")) or sorted(path.rglob("*.jsonl"))
         if not files:
-            raise FileNotFoundError(f"the folder {path} holds no records (*.jsonl)")
-        records += [read_record(file) for file in files]
-    return records
+            raise FileNotFoundError(f"the folder {path} holds no records (*.jsonl), nor do its subfolders")
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    return [read_record(file) for file in found.values()]
 
 
 def machines_of(record: Record) -> dict[str, MachineSpec]:
@@ -126,19 +132,47 @@ def summarize(record: Record) -> Summary:
     )
 
 
-def comparison_table(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the table, as text; `record.target.describe()` belongs beside it.
+def check_comparable(records: Sequence[Record], *, of: int = 0) -> None:
+    """Whether runs belong in one table.
+
+    Args:
+        records: that hold at least one row.
+        of: how many there were before those without a row were left out.
 
     Raises:
         ValueError: no records, or records of different recipes or with different targets.
     """
-    targets = {record.target for record in records}
-    if len(targets) != 1:
-        raise ValueError(f"only runs with one target can be compared, got {len(targets)} targets in {len(records)} records")
-    recipes = sorted({record.header["experiment"] for record in records})
-    if len(recipes) != 1:
-        raise ValueError(f"only runs of one recipe can be compared, got {', '.join(recipes)}; make a page for each")
-    target = targets.pop()
+    if not records:
+        raise ValueError(
+            f"none of the {of} records holds a step: the runs were killed at their start" if of else "there are no records"
+        )
+    recipes = _by(records, lambda record: str(record.header["experiment"]))
+    if len(recipes) > 1:
+        raise ValueError(f"only runs of one recipe can be compared, got {_listed(recipes)}; make a page for each")
+    targets = _by(records, lambda record: record.target.describe())
+    if len(targets) > 1:
+        raise ValueError(f"only runs with one target can be compared, got {_listed(targets)}; make a page for each")
+
+
+def _by(records: Sequence[Record], key: Callable[[Record], str]) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for record in records:
+        found.setdefault(key(record), []).append(record.path)
+    return found
+
+
+def _listed(found: Mapping[str, Sequence[Path]]) -> str:
+    return ", ".join(f"{name} ({len(paths)}, such as {paths[0]})" for name, paths in found.items())
+
+
+def comparison_table(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table, as text; `record.target.describe()` belongs beside it.
+
+    Raises:
+        ValueError: as in `check_comparable`.
+    """
+    check_comparable(records)
+    target = records[0].target
     head = [
         "optimizer",
         "steps to target",

@@ -22,12 +22,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from heatbath.experiments.experiment import Target
+from heatbath.experiments.groups import Group, group
 from heatbath.experiments.records import Record
 
 COLOURS = ("#d55e00", "#2e8fd6", "#12a37a", "#b07ad1", "#c79a00", "#7a8794")
-DASHES = ("-", "-", "-", "-", "--", ":")
+DASHES = ("-", "--", ":", "-.")  # one for each time the colours are used up
 INK = "#012345"  # marks what takes the page's text colour
 RAW_POINTS = 120  # above this many points a mean is drawn over the raw curve
+LEGEND_ROW = 0.21  # inches
 CSV_POINTS = 2000  # a curve's data are thinned to about this many rows
 
 
@@ -54,85 +56,128 @@ class Axis:
 
 
 def curves(records: Sequence[Record], axis: Axis) -> Figure:
-    """One line per run, and the target where the metric is the judged one."""
+    """One line per setting, and the target where the metric is the judged one.
+
+    Several seeds of a setting are their mean, in a band from the lowest to the highest; many points are drawn smoothed, a
+    single run over its raw curve.
+    """
     with style():
-        figure = Figure(figsize=(6.2, 3.9), layout="constrained")
-        axes = figure.add_subplot()
-        for i, record in enumerate(records):
-            _line(axes, record, axis, colour=COLOURS[i % len(COLOURS)], dash=DASHES[i % len(DASHES)])
+        figure, axes = _canvas()
+        for i, one in enumerate(group(records)):
+            colour, dash = COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]
+            if len(one.records) == 1:
+                _line(axes, one, axis, colour=colour, dash=dash)
+            else:
+                _band(axes, one.title, _across(one.records, axis), colour=colour, dash=dash)
         if records and records[0].target.metric == axis.metric:
             _target(axes, records[0].target)
-        axes.set_xlabel("training step" if axis.against == "step" else "training time here (s)")
-        axes.set_ylabel(axis.label or axis.metric)
-        if axis.log:
-            axes.set_yscale("log")
-        axes.grid(True, which="major", alpha=0.15)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=9)
+        _finish(axes, axis)
     return figure
+
+
+def _canvas() -> tuple[Figure, Axes]:
+    """Small, so that its text can still be read on a phone."""
+    figure = Figure(figsize=(5.4, 3.4), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _finish(axes: Axes, axis: Axis) -> None:
+    """Labels, scale, and a legend above the curves, where it hides none."""
+    axes.set_xlabel("training step" if axis.against == "step" else "training time here (s)")
+    axes.set_ylabel(axis.label or axis.metric)
+    if axis.log:
+        axes.set_yscale("log")
+    axes.grid(True, which="major", alpha=0.15)
+    axes.spines[["top", "right"]].set_visible(False)
+    legend_above(axes)
+
+
+def legend_above(axes: Axes, *, columns: int | None = None) -> None:
+    """The legend outside, above the axes; the figure grows by what it needs."""
+    handles, labels = axes.get_legend_handles_labels()
+    if not labels:
+        return
+    columns = columns or (2 if max(len(label) for label in labels) <= 26 else 1)
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + LEGEND_ROW * math.ceil(len(labels) / columns))
+    figure.legend(handles, labels, loc="outside upper left", frameon=False, fontsize=9.5, ncols=columns, borderpad=0.1)
 
 
 def _target(axes: Axes, target: Target) -> None:
     """Mark the target, and for a share that should approach 1 leave out the far beginning."""
-    axes.axhline(target.value, color=INK, alpha=0.5, linewidth=1, linestyle=(0, (4, 3)), label="target")
+    axes.axhline(target.value, color=INK, alpha=0.5, linewidth=1, linestyle=(0, (4, 3)), label=f"target {target.value:g}")
     if target.higher and 0 < target.value < 1:
         room = 1 - target.value
         axes.set_ylim(max(axes.get_ylim()[0], 1 - 6 * room), 1 + 0.2 * room)
 
 
-def _line(axes: Axes, record: Record, axis: Axis, *, colour: str, dash: str) -> None:
-    steps, seconds, values = record.metric(axis.metric)
+def _line(axes: Axes, one: Group, axis: Axis, *, colour: str, dash: str) -> None:
+    steps, seconds, values = one.records[0].metric(axis.metric)
     x = steps if axis.against == "step" else seconds
     if len(values) <= RAW_POINTS:
-        axes.plot(x, values, dash, color=colour, linewidth=1.8, label=record.title)
+        axes.plot(x, values, dash, color=colour, linewidth=1.8, label=one.title)
         return
-    window = len(values) // 40
     axes.plot(x, values, color=colour, linewidth=0.6, alpha=0.3)
-    axes.plot(x, trailing_mean(values, window), dash, color=colour, linewidth=1.8, label=record.title)
+    axes.plot(x, trailing_mean(values, len(values) // 40), dash, color=colour, linewidth=1.8, label=one.title)
 
 
 def band_curves(groups: Sequence[tuple[str, Sequence[Record]]], axis: Axis) -> Figure:
-    """One line per group of runs, its mean, in a band from the lowest to the highest, against steps.
+    """One line per group of runs, its mean, in a band from the lowest to the highest.
 
     Args:
         groups: titles, and runs that were measured at the same steps.
-        axis: what is shown; `against` is not used.
+        axis: what is shown; seconds are the mean of the runs at a step.
     """
     with style():
-        figure = Figure(figsize=(6.8, 4.2), layout="constrained")
-        axes = figure.add_subplot()
+        figure, axes = _canvas()
         for i, (title, records) in enumerate(groups):
-            steps, low, mean, high = _band(records, axis.metric)
-            colour = COLOURS[i % len(COLOURS)]
-            axes.plot(steps, mean, DASHES[i % len(DASHES)], color=colour, linewidth=1.8, label=title)
-            axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
-        axes.set_xlabel("training step")
-        axes.set_ylabel(axis.label or axis.metric)
-        if axis.log:
-            axes.set_yscale("log")
-        axes.grid(True, which="both", alpha=0.15)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
+            colour, dash = COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]
+            _band(axes, title, _across(records, axis), colour=colour, dash=dash)
+        _finish(axes, axis)
     return figure
 
 
 def band_csv(groups: Sequence[tuple[str, Sequence[Record]]], axis: Axis) -> str:
-    """The data of `band_curves`: run, step, lowest, mean, highest."""
+    """The data of `band_curves` before any smoothing: run, step, lowest, mean, highest."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["run", "step", "lowest", f"mean {axis.metric}", "highest"])
     for title, records in groups:
-        for step, *values in zip(*_band(records, axis.metric), strict=True):
+        across = _across(records, axis)
+        for step, *values in zip(across.steps, across.low, across.mean, across.high, strict=True):
             writer.writerow([title, step, *(f"{value:.6g}" for value in values)])
     return buffer.getvalue()
 
 
-def _band(records: Sequence[Record], metric: str) -> tuple[list[int], list[float], list[float], list[float]]:
-    """Steps that all runs have, and the lowest, mean and highest value at each."""
-    series = [dict(zip(*record.metric(metric)[::2], strict=True)) for record in records]
+@dataclass(frozen=True)
+class _Across:
+    """Several runs at the steps that all of them have."""
+
+    steps: list[int]
+    x: Sequence[float]
+    low: list[float]
+    mean: list[float]
+    high: list[float]
+
+
+def _across(records: Sequence[Record], axis: Axis) -> _Across:
+    columns = [record.metric(axis.metric) for record in records]
+    series = [{step: (second, value) for step, second, value in zip(*column, strict=True)} for column in columns]
     steps = [step for step in series[0] if all(step in one for one in series)]
-    values = [[one[step] for one in series] for step in steps]
-    return steps, [min(v) for v in values], [sum(v) / len(v) for v in values], [max(v) for v in values]
+    values = [[one[step][1] for one in series] for step in steps]
+    means = [sum(v) / len(v) for v in values]
+    seconds = [sum(one[step][0] for one in series) / len(series) for step in steps]
+    x = steps if axis.against == "step" else seconds
+    return _Across(steps, x, [min(v) for v in values], means, [max(v) for v in values])
+
+
+def _band(axes: Axes, title: str, across: _Across, *, colour: str, dash: str) -> None:
+    window = max(1, len(across.steps) // 40) if len(across.steps) > RAW_POINTS else 1
+    low, mean, high = (trailing_mean(values, window) for values in (across.low, across.mean, across.high))
+    axes.plot(across.x, mean, dash, color=colour, linewidth=1.8, label=title)
+    axes.fill_between(across.x, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
 def trailing_mean(values: Sequence[float], window: int) -> list[float]:
@@ -149,7 +194,7 @@ def style() -> Iterator[None]:
     """The look of all figures: ink that follows the page's colour."""
     names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
     settings: Any = dict.fromkeys(names, INK)  # Any: keys are a closed set of literals in the stubs
-    with matplotlib.rc_context({**settings, "font.size": 11, "svg.fonttype": "none", "svg.hashsalt": "heatbath"}):
+    with matplotlib.rc_context({**settings, "font.size": 10.5, "svg.fonttype": "none", "svg.hashsalt": "heatbath"}):
         yield
 
 
@@ -186,13 +231,14 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def curves_csv(records: Sequence[Record], axis: Axis) -> str:
-    """The data of a figure: run, step, seconds, value; long curves are thinned."""
+    """The data of a figure before any smoothing: run, seed, step, seconds, value; long curves are thinned."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["run", "step", "seconds", axis.metric])
-    for record in records:
-        rows = list(zip(*record.metric(axis.metric), strict=True))
-        stride = max(1, len(rows) // CSV_POINTS)
-        for step, seconds, value in rows[::stride]:
-            writer.writerow([record.title, step, f"{seconds:.6g}", f"{value:.7g}"])
+    writer.writerow(["run", "seed", "step", "seconds", axis.metric])
+    for one in group(records):
+        for record in one.records:
+            rows = list(zip(*record.metric(axis.metric), strict=True))
+            stride = max(1, len(rows) // CSV_POINTS)
+            for step, seconds, value in rows[::stride]:
+                writer.writerow([one.title, record.header["seed"], step, f"{seconds:.6g}", f"{value:.7g}"])
     return buffer.getvalue()

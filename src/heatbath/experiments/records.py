@@ -25,6 +25,9 @@ from heatbath.experiments.experiment import Target
 from heatbath.work import Work
 
 FORMAT = 1
+HEADER_KEYS = frozenset(("experiment", "choice", "dataset", "target", "seed", "steps", "batch_size"))
+ROW_KEYS = frozenset(("step", "loss", "seconds"))
+EVENT_KEYS = frozenset(("event", "step", "message"))
 ENDS = ("finished", "interrupted", "diverged", "failed")
 
 Row = dict[str, Any]  # Any: JSON values
@@ -216,11 +219,18 @@ def read_record(path: Path) -> Record:
             raise ValueError(f"{path} is damaged: line {number} is not JSON ({error.msg})") from error
         if not isinstance(row, dict):
             raise ValueError(f"{path} is damaged: line {number} is not a JSON object")
+        if parsed and not (row.keys() >= ROW_KEYS or row.keys() >= EVENT_KEYS):
+            raise ValueError(f"{path} is damaged: line {number} is neither a row (step, loss, seconds) nor an event")
         parsed.append(row)
+    if not any(line.strip() for line in lines):
+        raise ValueError(f"{path} is empty: the run was killed before its first line; delete the file or run it again")
     if not parsed or "format" not in parsed[0]:
         raise ValueError(f"{path} is not a record of a run: its first line is no header")
     if parsed[0]["format"] != FORMAT:
         raise ValueError(f"{path} has format {parsed[0]['format']}, this version reads {FORMAT}")
+    missing = sorted(HEADER_KEYS - parsed[0].keys())
+    if missing:
+        raise ValueError(f"{path} is damaged: its header lacks {', '.join(missing)}")
     rows, events = _counting(parsed[1:])
     return Record(path, parsed[0], rows, events)
 

@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
-from heatbath.experiments.comparison import comparison_table, data_lines, predict
-from heatbath.experiments.plots import Axis, curves, curves_csv, inline_svg
+from heatbath.costs import with_unit
+from heatbath.experiments.bill_split import bill_pictures, bill_tables
+from heatbath.experiments.comparison import check_comparable, data_lines
+from heatbath.experiments.faults import faults_table
+from heatbath.experiments.groups import Group, group, interval_text, steps_text
+from heatbath.experiments.page_parts import Picture, Table, pictures_html
+from heatbath.experiments.plots import Axis, curves, curves_csv
 from heatbath.experiments.records import Record
+from heatbath.experiments.web_page import web_page
 
-STYLE = """
-:root { color-scheme: light dark; --ground: #ffffff; --ink: #1c2430; --faint: #667085; --rule: #d9dee5; --panel: #f6f7f9; }
-@media (prefers-color-scheme: dark) {
-  :root { --ground: #12161c; --ink: #e6e9ee; --faint: #98a2b3; --rule: #303844; --panel: #1a2029; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1120px; padding: 1.5rem 1rem 3rem; background: var(--ground); color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: break-word; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .25rem; }
-h2 { font-size: 1.15rem; margin: 2rem 0 .6rem; }
-p, li { max-width: 75ch; }
-.faint, figcaption { color: var(--faint); font-size: .9rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .95rem; }
-th, td { text-align: left; padding: .4rem .9rem .4rem 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
-th { font-weight: 600; }
-td:not(:first-child) { white-space: nowrap; }
-td.words { white-space: normal; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 1rem; }
-figure { margin: 0; padding: .75rem; background: var(--panel); border-radius: 8px; min-width: 0; }
-figure svg { display: block; width: 100%; height: auto; }
-pre { background: var(--panel); padding: .75rem; border-radius: 8px; overflow-x: auto; font-size: .85rem; }
-details { border-top: 1px solid var(--rule); padding: .5rem 0; }
-summary { cursor: pointer; font-weight: 600; }
-.trouble { border-left: 4px solid #d55e00; padding-left: .75rem; }
-a { color: inherit; }
-"""
+LISTED = 12  # commands of runs beside a figure
 
 
 def write_report(records: Sequence[Record], path: Path, *, command: str) -> None:
@@ -51,45 +30,65 @@ def write_report(records: Sequence[Record], path: Path, *, command: str) -> None
 
     Raises:
         ValueError: no records, or runs that cannot be compared.
-        OSError: the page cannot be written.
+        OSError: the page cannot be written; a folder that is missing is said before any work.
     """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write the report {path}: there is no folder {path.parent}")
+    text = render_report(records, command=command)
     try:
-        path.write_text(render_report(records, command=command), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise OSError(f"cannot write the report {path}: {error.strerror or error}") from error
 
 
 def render_report(records: Sequence[Record], *, command: str) -> str:
     """The page as text; see `write_report`."""
-    head, rows = comparison_table(records)
-    header = records[0].header
-    data = "; ".join(data_lines(records))
+    shown = [record for record in records if record.rows]
+    check_comparable(shown, of=len(records))
+    groups = group(shown)
+    header, made = shown[0].header, _made(shown, command)
     parts = [
         f"<h1>{escape(header['experiment'])}</h1>",
-        f"<p>{escape(header['summary'])}.<br><span class=faint>Data: {escape(data)}. "
-        f"{header['parameters']:,} parameters, batches of {header['batch_size']}, seed {header['seed']}.</span></p>",
-        _troubles(records),
-        f"<h2>Result: {escape(records[0].target.describe())}</h2>",
-        _table(head, rows),
-        "<p class=faint>“Seconds here” is training time on this computer, where the analog machine is emulated. “Predicted” "
-        "prices the counted work of the whole run: digital kernels on one NVIDIA H100, analog jobs on one machine of the "
-        "run's own specification. What a specification does not state is left out, and the figure is a lower bound (≥).</p>",
+        f"<p>{escape(header['summary'])}.</p>",
+        _data(shown),
+        _troubles(records, groups),
+        f"<h2>Result: {escape(shown[0].target.describe())}</h2>",
+        _results(groups).html(),
         "<h2>Curves</h2>",
-        "<div class=figures>",
-        *(_figure(records, axis, i) for i, axis in enumerate(_axes(records))),
-        "</div>",
+        pictures_html([_picture(shown, axis, made) for axis in _axes(shown)]),
+        '<p class="faint">Long curves are smoothed by a trailing mean over a fortieth of their points, data are not.</p>',
+        *_bills(groups, made),
+        "<h2>Faults and fallbacks</h2>",
+        faults_table(groups).html(),
         "<h2>Runs</h2>",
-        *(_run(record) for record in records),
+        *(_run(one, record) for one in groups for record in one.records),
         "<h2>How this page was made</h2>",
-        f"<pre>{escape(command)}</pre>",
-        _environment(records[0]),
+        f'<pre class="command">{escape(command)}</pre>',
+        _environment(shown).html(),
     ]
-    title = f"heatbath: {header['experiment']}"
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>{STYLE}</style>\n</head>\n<body>\n" + "\n".join(part for part in parts if part) + "\n</body>\n</html>\n"
-    )
+    return web_page(f"heatbath: {header['experiment']}", parts)
+
+
+def _made(records: Sequence[Record], command: str) -> str:
+    """The commands that made a figure: those of the runs, unless they are very many, and that of the page."""
+    runs = dict.fromkeys(str(record.header["command"]) for record in records)
+    return "\n".join(dict.fromkeys([*(runs if len(runs) <= LISTED else ["# the runs: below, under “Runs”"]), command]))
+
+
+def _data(records: Sequence[Record]) -> str:
+    """Which data were really used, and what the runs have in common."""
+    lines = data_lines(records)
+    common = [
+        f"{name} {', '.join(sorted(values))}"
+        for name, values in (
+            ("parameters", {f"{record.header['parameters']:,}" for record in records}),
+            ("batches of", {str(record.header["batch_size"]) for record in records}),
+        )
+    ]
+    text = f'<p class="faint">Data really used: {escape("; ".join(lines))}. {escape("; ".join(common)).capitalize()}.</p>'
+    if len(lines) == 1:
+        return text
+    return text + '<p class="trouble">These runs saw different data: their figures are not comparable.</p>'
 
 
 def _axes(records: Sequence[Record]) -> list[Axis]:
@@ -106,55 +105,110 @@ def _axes(records: Sequence[Record]) -> list[Axis]:
     ]
 
 
-def _figure(records: Sequence[Record], axis: Axis, number: int) -> str:
-    svg = inline_svg(curves(records, axis), name=f"figure{number}")
-    data = base64.b64encode(curves_csv(records, axis).encode()).decode()
-    file = f"{axis.metric.replace(' ', '-')}-by-{axis.against}.csv"
-    link = f'<a download="{escape(file)}" href="data:text/csv;base64,{data}">data (CSV)</a>'
-    caption = axis.title[0].upper() + axis.title[1:]
-    return f'<figure role="img" aria-label="{escape(caption)}">{svg}<figcaption>{escape(caption)}. {link}</figcaption></figure>'
+def _picture(records: Sequence[Record], axis: Axis, command: str) -> Picture:
+    name = f"{axis.metric}-by-{axis.against}".replace(" ", "-")
+    seeds = len({record.header["seed"] for record in records}) > 1
+    caption = axis.title + ("; mean over seeds in a band from the lowest to the highest" if seeds else "")
+    return Picture(name, caption, curves(records, axis), curves_csv(records, axis), command)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    cells = "".join(f"<th>{escape(h)}</th>" for h in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in rows)
-    return f"<div class=scroll><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>"
+def _results(groups: Sequence[Group]) -> Table:
+    target = groups[0].target.metric
+    metrics = list(dict.fromkeys(name for one in groups for row in one.records[0].measured for name in row["metrics"]))
+    metrics.sort(key=lambda name: name != target)
+    head = ["optimizer", "seeds", "steps to target", *(f"final {name}" for name in metrics), "steps", "seconds here"]
+    rows = [[one.title, *_cells(one, metrics)] for one in groups]
+    note = (
+        "± is the 95 % interval of the mean over seeds (Student's t). Steps to target are from the fastest to the slowest "
+        "seed, to the nearest measurement. “Seconds here” is training time on this computer, where machines are emulated. "
+        "“Predicted” prices counted work: digital kernels on one NVIDIA H100, analog jobs on one machine of the run's own "
+        "specification; ≥ where something is not stated. “To target” is that of one step times the mean of the steps."
+    )
+    return Table([*head, "predicted time, run", "predicted time to target"], rows, note)
 
 
-def _troubles(records: Sequence[Record]) -> str:
-    lines = [
-        f"<li>{escape(record.title)}: {escape(event['message'])}</li>"
-        for record in records
-        for event in record.events
-        if event["event"] in ("warning", "diverged", "interrupted")
+def _cells(one: Group, metrics: Sequence[str]) -> list[str]:
+    diverged = sum(record.ended == "diverged" for record in one.records)
+    made = sorted({record.rows[-1]["step"] for record in one.records})
+    ends = sorted({record.ended for record in one.records} - {"finished"})
+    seconds = [record.rows[-1]["seconds"] for record in one.records]
+    return [
+        ", ".join(map(str, sorted(one.seeds))),
+        steps_text(one.reached()),
+        *(interval_text(one.final(metric), missing=diverged) for metric in metrics),
+        (f"{made[0]} to {made[-1]}" if len(made) > 1 else f"{made[0]}") + (f" ({', '.join(ends)})" if ends else ""),
+        f"{sum(seconds) / len(seconds):.3g} s",
+        *_predicted(one),
     ]
-    return f"<ul class=trouble>{''.join(lines)}</ul>" if lines else ""
 
 
-def _run(record: Record) -> str:
+def _predicted(one: Group) -> tuple[str, str]:
+    """Predicted seconds of the run, and to the target where every seed reached it."""
+    bill, reached = one.bill(), [step for step in one.reached() if step is not None]
+    if bill is None:
+        return "–", "–"
+    bound = "≥ " if bill.unstated_seconds else ""
+    run = bound + with_unit(bill.seconds * one.steps, "s")
+    if len(reached) < len(one.records):
+        return run, "–"
+    return run, bound + with_unit(bill.seconds * sum(reached) / len(reached), "s")
+
+
+def _bills(groups: Sequence[Group], command: str) -> list[str]:
+    bills = [(one.title, bill) for one in groups if (bill := one.bill()) is not None]
+    if not bills:
+        return []
+    tables = [f"<h2>{escape(heading)}</h2>{table.html()}" for heading, table in bill_tables(bills).items()]
+    missing = [one.title for one in groups if one.title not in dict(bills)]
+    note = f'<p class="faint">Work is not counted for: {escape(", ".join(missing))}.</p>' if missing else ""
+    return [*tables, note, pictures_html(bill_pictures(bills, command=command))]
+
+
+def _troubles(records: Sequence[Record], groups: Sequence[Group]) -> str:
+    """Warnings and runs that did not finish, records without a row, and repeats that were left out."""
+    shown = {id(record): one.title for one in groups for record in one.records}
+    lines = []
+    for record in records:
+        if not record.rows:
+            lines.append(f"{record.path} holds no step and is left out: the run was killed at its start")
+        elif id(record) not in shown:
+            lines.append(f"{record.path} is left out: the same setting was run again with seed {record.header['seed']}, later")
+        else:
+            name = f"{shown[id(record)]}, seed {record.header['seed']}"
+            kinds = ("warning", "diverged", "interrupted", "failed")
+            lines += [f"{name}: {event['message']}" for event in record.events if event["event"] in kinds]
+            if record.ended == "running or killed":
+                lines.append(f"{name}: the record stops at step {record.rows[-1]['step']}; it is running, or was killed")
+    return f'<ul class="trouble">{"".join(f"<li>{escape(line)}</li>" for line in lines)}</ul>' if lines else ""
+
+
+def _run(one: Group, record: Record) -> str:
     choice = record.header["choice"]
-    settings = ", ".join(f"{k} {v}" for k, v in choice.items() if v is not None and k != "machine")
-    parts = [f"<p>{escape(settings)}. {escape(record.ended)} after {record.rows[-1]['step'] if record.rows else 0} steps.</p>"]
-    bill = predict(record)
-    if bill is not None:
-        parts += ["<p>Predicted bill of the run:</p>", _table(["part", "time", "energy"], bill.rows())]
+    settings = ", ".join(f"{name} {value}" for name, value in choice.items() if value is not None and name != "machine")
+    parts = [
+        f"<p>{escape(settings)}. {escape(record.ended)} after {record.rows[-1]['step']} steps.</p>",
+        f'<pre class="command">{escape(record.header["command"])}</pre>',
+    ]
     reports = [row["optimizer"] for row in record.rows if "optimizer" in row]
     if reports:
         facts = [[str(k), f"{v:.4g}" if isinstance(v, float) else str(v)] for k, v in reports[-1].items()]
-        parts += ["<p>What the optimizer reports:</p>", _table(["what", "value"], facts)]
+        parts += ["<p>What the optimizer reports:</p>", Table(["what", "value"], facts).html()]
     if record.header.get("coverage"):
         parts.append(f"<pre>{escape(record.header['coverage'])}</pre>")
     if choice.get("machine"):
         parts.append(f"<pre>{escape(choice['machine'])}</pre>")
     if record.events:
-        parts.append(
-            "<ul>" + "".join(f"<li>{escape(e['event'])}: {escape(str(e['message']))}</li>" for e in record.events) + "</ul>"
-        )
-    parts.append(f"<p class=faint>{escape(record.path.name)}</p>")
-    return f"<details><summary>{escape(record.title)}</summary>{''.join(parts)}</details>"
+        events = (f"<li>{escape(event['event'])}: {escape(str(event['message']))}</li>" for event in record.events)
+        parts.append(f"<ul>{''.join(events)}</ul>")
+    parts.append(f'<p class="faint">{escape(str(record.path))}, started {escape(record.header["started"])}</p>')
+    return f"<details><summary>{escape(one.title)}, seed {record.header['seed']}</summary>{''.join(parts)}</details>"
 
 
-def _environment(record: Record) -> str:
-    facts = {**record.header["versions"], **record.header["host"], "started": record.header["started"]}
-    rows = [[str(k), v if isinstance(v, str) else json.dumps(v)] for k, v in facts.items()]
-    return _table(["environment", ""], rows)
+def _environment(records: Sequence[Record]) -> Table:
+    """Hardware and versions; where runs differ, all that there were."""
+    facts: dict[str, dict[str, None]] = {}
+    for record in records:
+        own: dict[str, Any] = {**record.header["host"], **record.header["versions"]}  # Any: JSON values
+        for name, value in own.items():
+            facts.setdefault(name, {})[str(value)] = None
+    return Table(["hardware and versions", ""], [[name, " / ".join(values)] for name, values in facts.items()])

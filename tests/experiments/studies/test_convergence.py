@@ -79,7 +79,8 @@ def test_a_study_run_again_repeats_nothing_and_a_lost_trial_is_made_anew(folder:
 def test_the_page_holds_what_the_records_hold(outcomes: list[Outcome], tmp_path: Path) -> None:
     page = convergence_page(STUDY, outcomes).write(tmp_path / "page")
     names = {path.name for path in page.parent.iterdir()}
-    assert names == {"README.md", "result.json", "trials.csv", "loss.csv", "loss.svg", "test-accuracy.csv", "test-accuracy.svg"}
+    figures = {"loss.csv", "loss.svg", "test-accuracy.csv", "test-accuracy.svg"}
+    assert names == {"README.md", "index.html", "result.json", "trials.csv", *figures}
     text, result = page.read_text(), json.loads((page.parent / "result.json").read_text())
     assert f"AdamW {outcomes[0].tuned.trials}." in text
     for one, plain in zip(outcomes, result["outcomes"], strict=True):

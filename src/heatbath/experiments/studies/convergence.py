@@ -2,10 +2,9 @@
 
 Digital K-FAC is tuned first, by compass search over learning rate, damping and clip on held-out training data. AdamW is tuned
 over learning rate, β₁ and β₂ in the same way, and so are further baselines over what they have; each gets at least as many
-trials. Thermodynamic K-FAC, by either method and at
-each number of bits, takes over digital K-FAC's damping and clip, and searches its own learning rate on the same lattice: it has
-fewer trials than AdamW, never more. Then the best of each is trained anew on all training data, from a few seeds with which
-every optimizer shares start and batches, and measured on the test split.
+trials. Thermodynamic K-FAC, by either method and at each number of bits, takes over digital K-FAC's damping and clip, and
+searches its own learning rate on the same lattice: it has fewer trials than AdamW, never more. Then the best of each is trained
+anew on all training data, from a few seeds with which every optimizer shares start and batches, and measured on the test split.
 """
 
 from __future__ import annotations

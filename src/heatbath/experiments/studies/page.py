@@ -1,6 +1,7 @@
 """The page of a study: a folder with one Markdown file, its figures with their data, and one JSON file of all figures in it.
 
 README.md           what was asked, what was found, tables and figures, how it was made
+index.html          the same as one self-contained web page
 NAME.svg, NAME.csv  a figure and the numbers in it
 result.json         the tables' numbers, hardware, versions, seeds, command
 """
@@ -10,52 +11,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 
 from heatbath.experiments.environment import command, host, versions
+from heatbath.experiments.page_parts import Picture as Picture
+from heatbath.experiments.page_parts import Table as Table
+from heatbath.experiments.page_parts import download, pictures_html, prose_html
 from heatbath.experiments.plots import save_figure
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of text.
-
-    Args:
-        head: names of the columns.
-        rows: of cells.
-        note: below it.
-    """
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
-
-    def markdown(self) -> str:
-        """As Markdown; the first column is the name of the row."""
-        lines = [self.head, ["---", *["---:"] * (len(self.head) - 1)], *self.rows]
-        text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-        return f"{text}\n\n{self.note}" if self.note else text
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure with its data.
-
-    Args:
-        name: stem of its files.
-        caption: what it shows.
-        figure: drawn.
-        data: as CSV.
-    """
-
-    name: str
-    caption: str
-    figure: Figure
-    data: str
+from heatbath.experiments.web_page import web_page
 
 
 @dataclass(frozen=True)
@@ -101,6 +68,7 @@ class Page:
             text = json.dumps({**self.result, **made}, indent=1, ensure_ascii=False, allow_nan=False)
             (folder / "result.json").write_text(text + "\n", encoding="utf-8")
             page.write_text(self._markdown(made), encoding="utf-8")
+            (folder / "index.html").write_text(self._html(made, numbers=text), encoding="utf-8")
         except OSError as error:
             raise OSError(f"cannot write the page in {folder}: {error.strerror or error}; choose another with --out") from error
         return page
@@ -113,7 +81,7 @@ class Page:
             *self.answer,
             *(f"## {heading}\n\n{table.markdown()}" for heading, table in self.tables.items()),
             "## Figures",
-            *(f"![{p.caption}]({p.name}.svg)\n\n*{p.caption}. Data: [{p.name}.csv]({p.name}.csv).*" for p in self.pictures),
+            *(picture.markdown() for picture in self.pictures),
             "## How it was made",
             "\n".join(f"- {line}" for line in self.setting),
             f"```\n{made['command']}\n```",
@@ -123,3 +91,21 @@ class Page:
             + ".",
         ]
         return "\n\n".join(part for part in parts if part) + "\n"
+
+    def _html(self, made: Mapping[str, Any], *, numbers: str) -> str:  # Any: JSON values
+        facts = [[name, str(value)] for name, value in {**made["host"], **made["versions"]}.items()]
+        files = {"result.json": numbers, **self.data}
+        parts = [
+            f"<h1>{escape(self.title)}</h1>",
+            *(prose_html(paragraph) for paragraph in self.answer),
+            *(f"<h2>{escape(heading)}</h2>{table.html()}" for heading, table in self.tables.items()),
+            "<h2>Figures</h2>" + pictures_html(self.pictures) if self.pictures else "",
+            "<h2>How it was made</h2>",
+            prose_html("\n".join(f"- {line}" for line in self.setting)),
+            f'<pre class="command">{escape(made["command"])}</pre>',
+            "<p>Running it again makes only what is missing. All numbers: "
+            + ", ".join(download(name, text, name) for name, text in files.items())
+            + ".</p>",
+            Table(["made on", ""], facts).html(),
+        ]
+        return web_page(f"heatbath: {self.title}", parts)
