@@ -6,9 +6,10 @@ from types import MappingProxyType
 from heatbath.experiments import Experiment
 from heatbath.recipes.digits_cnn import digits_cnn as digits_cnn
 from heatbath.recipes.digits_mlp import digits_mlp as digits_mlp
+from heatbath.recipes.digits_small import digits_small as digits_small
 from heatbath.recipes.mnist_autoencoder import mnist_autoencoder as mnist_autoencoder
 
-RECIPES: tuple[Callable[[], Experiment], ...] = (digits_mlp, digits_cnn, mnist_autoencoder)
+RECIPES: tuple[Callable[[], Experiment], ...] = (digits_mlp, digits_cnn, digits_small, mnist_autoencoder)
 
 
 def recipe_functions() -> Mapping[str, Callable[[], Experiment]]:

@@ -93,16 +93,20 @@ class Dataset:
         source: where it came from, in words that name no path of this machine.
         train: what is trained on.
         test: what is measured on.
+        validation: what hyper-parameters are chosen on, where the set comes with such a part; else `held_out` takes one from
+            the training examples.
     """
 
     name: str
     source: str
     train: Split
     test: Split
+    validation: Split | None = None
 
     def to(self, device: torch.device) -> Dataset:
         """The same set on another device."""
-        return replace(self, train=self.train.to(device), test=self.test.to(device))
+        validation = None if self.validation is None else self.validation.to(device)
+        return replace(self, train=self.train.to(device), test=self.test.to(device), validation=validation)
 
     def describe(self) -> str:
         """One line: name, sizes, source."""
@@ -117,11 +121,13 @@ class Source:
         name: of the set that is asked for.
         note: one line for people: what it is and what stands in for it.
         load: loads it; may read files, download, or raise `FileNotFoundError`.
+        shapes_only: random numbers of the right shapes: good for time and energy, nothing can be learned or chosen on them.
     """
 
     name: str
     note: str
     load: Callable[[], Dataset]
+    shapes_only: bool = False
 
 
 def reconstruction(source: Source) -> Source:
@@ -145,11 +151,23 @@ def held_out(source: Source) -> Source:
     """The same set for choosing hyper-parameters: a part of the training examples to measure on, the rest to train on.
 
     The true test split is left out altogether, so nothing that is chosen can have seen it. Which examples are held out
-    depends on their number alone: every `HELD_OUT`-th of one fixed shuffle.
+    depends on their number alone: every `HELD_OUT`-th of one fixed shuffle. A set with a validation part of its own is measured
+    on that, and trained on all its training examples.
+
+    Raises:
+        ValueError: the set is of shapes only.
     """
+    if source.shapes_only:
+        raise ValueError(
+            f"nothing can be chosen on {source.name}, which is random numbers of the right shapes for predictions of time and "
+            "energy: choose another recipe"
+        )
 
     def load() -> Dataset:
         dataset = source.load()
+        if dataset.validation is not None:
+            note = "measured on the validation part of the set; the test split is not used"
+            return Dataset(dataset.name, f"{dataset.source}; {note}", train=dataset.train, test=dataset.validation)
         count = len(dataset.train)
         if count < HELD_OUT:
             raise ValueError(
