@@ -4,12 +4,14 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from heatbath.experiments import Experiment
+from heatbath.recipes.char_gpt import char_gpt as char_gpt
+from heatbath.recipes.char_lstm import char_lstm as char_lstm
 from heatbath.recipes.digits_cnn import digits_cnn as digits_cnn
 from heatbath.recipes.digits_mlp import digits_mlp as digits_mlp
 from heatbath.recipes.digits_small import digits_small as digits_small
 from heatbath.recipes.mnist_autoencoder import mnist_autoencoder as mnist_autoencoder
 
-RECIPES: tuple[Callable[[], Experiment], ...] = (digits_mlp, digits_cnn, digits_small, mnist_autoencoder)
+RECIPES: tuple[Callable[[], Experiment], ...] = (digits_mlp, digits_cnn, digits_small, mnist_autoencoder, char_gpt, char_lstm)
 
 
 def recipe_functions() -> Mapping[str, Callable[[], Experiment]]:
