@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from heatbath.curvature import Categorical
 from heatbath.experiments import Choice, Experiment, Hyper, Record, RunFiles, RunOptions, Target, choose, run
 from heatbath.experiments.data import Dataset, Source, Tensors
-from heatbath.experiments.experiment import accuracy
+from heatbath.experiments.experiment import LossTerms, accuracy
 from heatbath.experiments.runner import Watcher
 
 OPTIMIZERS = {
@@ -50,6 +51,7 @@ def experiment(**changes: object) -> Experiment:
         "batch_size": 20,
         "steps": 20,
         "eval_every": 5,
+        "terms": LossTerms(likelihood=Categorical()),
     }
     return Experiment(**{**settings, **changes})  # type: ignore[arg-type]
 

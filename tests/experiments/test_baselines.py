@@ -13,6 +13,7 @@ from heatbath.experiments import Hyper, choose
 from heatbath.experiments.baselines import PACKAGES, Parts, hidden_matrices
 from heatbath.experiments.checkpoint import load_checkpoint, save_checkpoint
 from heatbath.experiments.optimizers import FALLBACK_HYPER, OPTIMIZERS, build, choice_from_json
+from heatbath.optim import JointNaturalGradient
 from heatbath.work import Work
 from tests.experiments import tasks
 
@@ -31,7 +32,10 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> l
     losses = []
     for i in steps:
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(inputs[i::4]), labels[i::4])
+        outputs = model(inputs[i::4])
+        if isinstance(optimizer, JointNaturalGradient):
+            optimizer.observe(outputs)
+        loss = F.cross_entropy(outputs, labels[i::4])
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
@@ -43,11 +47,12 @@ def test_a_saved_optimizer_goes_on_bit_for_bit(name: str, tmp_path: Path) -> Non
     choice = choose(tasks.experiment(), name, lr=1e-2)
     with torch.random.fork_rng(devices=[]):
         model, other = network(), network()
-    optimizer = build(choice, model, generator=torch.Generator())
+    terms = tasks.experiment().terms
+    optimizer = build(choice, model, terms=terms, generator=torch.Generator())
     train(model, optimizer, range(13))
     save_checkpoint(tmp_path / "x.pt", {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
     on = train(model, optimizer, range(13, 30))
-    again = build(choice, other, generator=torch.Generator())
+    again = build(choice, other, terms=terms, generator=torch.Generator())
     saved = load_checkpoint(tmp_path / "x.pt")
     other.load_state_dict(saved["model"])
     again.load_state_dict(saved["optimizer"])

@@ -6,7 +6,8 @@ from torch import nn
 
 from heatbath.experiments import choose
 from heatbath.experiments.baselines import PACKAGES
-from heatbath.experiments.optimizers import DIGITAL, OPTIMIZERS, THERMODYNAMIC, build, choose_all
+from heatbath.experiments.experiment import LossTerms
+from heatbath.experiments.optimizers import NGD_LIMIT, OPTIMIZERS, SOLVERS_OF, build, choose_all
 from heatbath.machines import load_machine
 from heatbath.optim import KFAC, KLClip
 from heatbath.solvers import Guarded
@@ -14,8 +15,9 @@ from tests.experiments import tasks
 
 
 def every_choice() -> list[dict[str, str]]:
-    plain = [{"optimizer": name} for name in OPTIMIZERS if name != "kfac" and name not in PACKAGES]
-    return [*plain, *({"optimizer": "kfac", "solver": solver} for solver in (*DIGITAL, *THERMODYNAMIC))]
+    plain = [{"optimizer": name} for name in OPTIMIZERS.keys() - SOLVERS_OF.keys() - PACKAGES.keys()]
+    curved = [{"optimizer": name, "solver": solver} for name, solvers in SOLVERS_OF.items() for solver in solvers]
+    return sorted(plain, key=str) + curved
 
 
 @pytest.mark.parametrize("words", every_choice(), ids=lambda words: "-".join(words.values()))
@@ -23,12 +25,16 @@ def test_every_choice_builds_an_optimizer_that_lowers_the_loss(words: dict[str, 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 3))
-    optimizer = build(choose(tasks.experiment(), **words), model, generator=generator)
+    task = tasks.experiment()
+    optimizer = build(choose(task, **words), model, terms=task.terms, generator=generator)
     inputs, labels = tasks.blobs().train.batch(torch.arange(96))
     losses = []
     for _ in range(8):
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(inputs), labels)
+        outputs = model(inputs)
+        if words["optimizer"] in SOLVERS_OF:
+            optimizer.observe(outputs)  # type: ignore[attr-defined]
+        loss = nn.functional.cross_entropy(outputs, labels)
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
@@ -84,6 +90,11 @@ def test_advice_names_what_can_be_changed() -> None:
         ({"optimizer": "kfac", "solver": "choleski"}, "there is no solver 'choleski'; did you mean cholesky"),
         ({"optimizer": "adamw", "solver": "eigen"}, "--solver has no meaning for adamw"),
         ({"optimizer": "adamw", "damping": 0.1}, "--damping has no meaning for adamw"),
+        (
+            {"optimizer": "ngd", "solver": "eigen"},
+            "ngd takes --solver cholesky or conjugate-gradient or .* got eigen",
+        ),
+        ({"optimizer": "tngd", "solver": "cholesky"}, "tngd takes --solver thermodynamic-solve, got cholesky"),
         ({"optimizer": "kfac", "machine": "ideal"}, "--machine has no meaning without a thermodynamic solver"),
         ({"optimizer": "kfac", "bits": 8}, "--bits has no meaning without a thermodynamic solver"),
         ({"optimizer": "kfac", "lr": -1.0}, "--lr must be a positive number, got -1.0"),
@@ -103,6 +114,37 @@ def test_a_model_without_parameters_is_refused(name: str, generator: torch.Gener
         build(choose(tasks.experiment(), name), nn.Tanh(), generator=generator)
 
 
+@pytest.mark.parametrize("name", ["ngd", "tngd"])
+def test_joint_methods_refuse_a_loss_of_which_no_likelihood_is_known(name: str, generator: torch.Generator) -> None:
+    with pytest.raises(ValueError, match=f"{name} takes its Fisher matrix from the likelihood of the loss"):
+        build(choose(tasks.experiment(), name), nn.Linear(6, 3), terms=LossTerms(), generator=generator)
+
+
+def test_joint_methods_refuse_a_model_that_is_too_large_and_say_what_takes_it(generator: torch.Generator) -> None:
+    task, model = tasks.experiment(), nn.Linear(NGD_LIMIT // 3, 3)
+    with pytest.raises(ValueError, match=r"up to 100,000, this model has 100,002. Use --solver conjugate-gradient, or"):
+        build(choose(task, "ngd"), model, terms=task.terms, generator=generator)
+    build(choose(task, "ngd", solver="conjugate-gradient"), model, terms=task.terms, generator=generator)
+    with pytest.raises(
+        ValueError, match="tngd needs a cell for each parameter and is emulated up to 4,096, this model has 100,002"
+    ):
+        build(choose(task, "tngd"), model, terms=task.terms, generator=generator)
+
+
+def test_of_several_solvers_each_optimizer_gets_those_it_takes() -> None:
+    words = {"optimizers": ["kfac", "ngd", "tngd"], "solvers": ["eigen", "conjugate-gradient"]}
+    found = choose_all(tasks.experiment(), **words)  # type: ignore[arg-type]
+    assert [choice.label for choice in found] == [
+        "kfac-eigen",
+        "ngd-conjugate-gradient",
+        "tngd-thermodynamic-solve-tngd-2024-16bit",
+    ]
+    assert [choice.title for choice in found[1:]] == [
+        "NGD, conjugate gradients",
+        "TNGD, thermodynamic solve (tngd-2024, 16 bits)",
+    ]
+
+
 def test_words_that_stand_for_several_choices_give_each_of_them_once() -> None:
     words = {"optimizers": ["adamw", "kfac", "adamw"], "solvers": ["cholesky", "thermodynamic-solve"], "bits": [8, 12]}
     found = choose_all(tasks.experiment(), **words)  # type: ignore[arg-type]
@@ -119,6 +161,8 @@ def test_words_that_stand_for_several_choices_give_each_of_them_once() -> None:
     ("words", "message"),
     [
         ({"optimizers": ["adamw"], "solvers": ["eigen"]}, "--solver has no meaning for adamw: add --optimizer kfac"),
+        ({"optimizers": ["kfac", "ngd"], "solvers": ["eigen"]}, "ngd takes --solver cholesky or .* got eigen"),
+        ({"optimizers": ["tngd"], "solvers": ["eigne"]}, "there is no solver 'eigne'; did you mean eigen"),
         ({"optimizers": ["kfac"], "bits": [8]}, "--bits has no meaning without a thermodynamic solver"),
         ({"optimizers": ["kfac"], "machine": "ideal"}, "--machine has no meaning without a thermodynamic solver"),
         ({"optimizers": ["adamw", "kfca"]}, "there is no optimizer 'kfca'; did you mean kfac"),

@@ -1,8 +1,15 @@
 from __future__ import annotations
 
+import pytest
 import torch
+from torch import nn
 
-from heatbath.experiments.training import BatchOrder, Training
+from heatbath.curvature import Categorical, SampledFisher
+from heatbath.experiments import choose
+from heatbath.experiments.data import Dataset, Tensors
+from heatbath.experiments.experiment import LossTerms
+from heatbath.experiments.training import BatchOrder, Training, check_separate
+from heatbath.optim import NaturalGradient
 from tests.experiments import tasks
 
 
@@ -68,3 +75,50 @@ def test_only_optimizers_with_curvature_report_coverage() -> None:
         assert training("adamw").coverage() is None
         assert training("adamw").report() == {}
         assert "Linear" in str(training("kfac").coverage())
+
+
+@pytest.mark.parametrize("name", ["ngd", "tngd"])
+def test_joint_methods_train_and_have_their_work_counted(name: str) -> None:
+    task = tasks.experiment(model=lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), batch_size=96)
+    choice = choose(task, name)
+    with torch.random.fork_rng(devices=[]):
+        run = Training(task, dataset=tasks.blobs(), choice=choice, seed=0, device=torch.device("cpu"))
+        losses = [float(run.advance()) for _ in range(10)]
+    assert losses[-1] < losses[0]
+    work = run.work()
+    assert work is not None
+    assert work.programmings == (10.0 if name == "tngd" else 0.0)
+    assert run.report()["refreshes"] == 10
+    assert "ngd" in str(run.coverage())
+
+
+def test_joint_methods_refuse_batches_whose_examples_are_not_rows_of_every_tensor() -> None:
+    task = tasks.experiment(model=lambda: nn.Linear(6, 3))
+    nodes, graphs = torch.zeros(7, 6), torch.zeros(2, dtype=torch.int64)
+    with torch.random.fork_rng(devices=[]):
+        run = Training(task, dataset=tasks.blobs(), choice=choose(task, "ngd"), seed=0, device=torch.device("cpu"))
+    with pytest.raises(ValueError, match="ngd and tngd run the examples of a batch one by one, but those of blobs are parts"):
+        check_separate(run.optimizer, tasks.blobs(), (nodes, graphs))
+
+
+def test_a_sampled_fisher_sees_the_outputs_and_their_targets() -> None:
+    """Labels of -100 are none: the terms that K-FAC divides by are the others."""
+    likelihood = Categorical()
+    task = tasks.experiment(terms=LossTerms(likelihood, fisher=SampledFisher(likelihood)), batch_size=96)
+    inputs, labels = tasks.blobs().train.batch(torch.arange(96))
+    labels = torch.where(torch.arange(96) % 4 == 0, labels, -100)
+    split = Tensors((inputs, labels))
+    with torch.random.fork_rng(devices=[]):
+        run = Training(
+            task,
+            dataset=Dataset("few labels", "", split, split),
+            choice=choose(task, "kfac"),
+            seed=0,
+            device=torch.device("cpu"),
+        )
+    optimizer = run.optimizer
+    assert isinstance(optimizer, NaturalGradient)
+    seen = []
+    optimizer.finish_step = lambda: seen.append(optimizer._seen.terms)  # type: ignore[method-assign]
+    run.advance()
+    assert [float(terms) for terms in seen] == [24.0]

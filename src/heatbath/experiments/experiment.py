@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from heatbath.curvature import EmpiricalFisher, Fisher, Likelihood, Reduction
 from heatbath.experiments.data import Source, held_out
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (output of the model, target) -> scalar, averaged over the batch
@@ -65,6 +66,22 @@ class Target:
 
 
 @dataclass(frozen=True)
+class LossTerms:
+    """What methods with curvature must know about a loss beside its value.
+
+    Args:
+        likelihood: the distribution whose negative logarithm the loss is; None: not said, and `ngd` and `tngd`, which take the
+            Fisher matrix from it, refuse the task.
+        reduction: how the loss joins its terms; None: a mean over the examples of a batch.
+        fisher: the Fisher matrix that K-FAC estimates.
+    """
+
+    likelihood: Likelihood | None = None
+    reduction: Reduction | None = None
+    fisher: Fisher = field(default_factory=EmpiricalFisher)
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A task, complete with its defaults.
 
@@ -80,6 +97,7 @@ class Experiment:
         batch_size: training examples per step.
         steps: default length of a run.
         eval_every: steps between two measurements of the metrics.
+        terms: of the loss, for methods with curvature.
     """
 
     name: str
@@ -93,6 +111,7 @@ class Experiment:
     batch_size: int = 128
     steps: int = 300
     eval_every: int = 10
+    terms: LossTerms = field(default_factory=LossTerms)
 
     def __post_init__(self) -> None:
         if self.target.metric not in self.metrics:

@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from heatbath.curvature import Likelihood, SampledFisher
 from heatbath.experiments import baselines
-from heatbath.experiments.experiment import Experiment, Hyper
+from heatbath.experiments.experiment import Experiment, Hyper, LossTerms
 from heatbath.machines import Machine, MachineSpec, load_machine, machine_toml, spec_from, with_bits
-from heatbath.optim import KFAC, KLClip, Policy
-from heatbath.solvers import Cholesky, Eigen, Solver, ThermodynamicInverse, ThermodynamicSolve
+from heatbath.optim import KFAC, NGD, TNGD, JointPolicy, KLClip, Policy, TNGDPolicy
+from heatbath.optim.tngd import LIMIT
+from heatbath.solvers import Cholesky, ConjugateGradient, Eigen, Guarded, Solver, ThermodynamicInverse, ThermodynamicSolve
 
 DEFAULT_MACHINE = "tngd-2024"
 TITLES = {
@@ -31,7 +33,10 @@ TITLES = {
     "soap": "SOAP",
     "singd": "SINGD",
     "kfac": "K-FAC",
+    "ngd": "NGD",
+    "tngd": "TNGD",
     "cholesky": "Cholesky",
+    "conjugate-gradient": "conjugate gradients",
     "thermodynamic-inverse": "thermodynamic inverse",
     "thermodynamic-solve": "thermodynamic solve",
 }
@@ -91,31 +96,90 @@ class Choice:
         }
 
 
-Build = Callable[[nn.Module, Choice, torch.Generator], torch.optim.Optimizer]
+Build = Callable[[nn.Module, Choice, LossTerms, torch.Generator], torch.optim.Optimizer]
 
 
 def _plain(make: Callable[[nn.Module, Hyper], torch.optim.Optimizer]) -> Build:
     """An optimizer that needs neither a solver nor randomness."""
-    return lambda model, choice, generator: make(model, choice.hyper)
+    return lambda model, choice, terms, generator: make(model, choice.hyper)
 
 
-def _kfac(model: nn.Module, choice: Choice, generator: torch.Generator) -> torch.optim.Optimizer:
+def _solver(choice: Choice) -> Solver[Any]:  # Any: any state
+    """The solver of a choice."""
+    assert choice.solver is not None  # filled in by choose()
+    return DIGITAL[choice.solver]() if choice.machine is None else THERMODYNAMIC[choice.solver](Machine(choice.machine))
+
+
+def _kfac(model: nn.Module, choice: Choice, terms: LossTerms, generator: torch.Generator) -> torch.optim.Optimizer:
     h = choice.hyper
-    assert h.damping is not None and h.kl_clip is not None and choice.solver is not None  # filled in by choose()
-    if choice.machine is None:
-        solver = DIGITAL[choice.solver]()
-    else:
-        solver = THERMODYNAMIC[choice.solver](Machine(choice.machine))
+    assert h.damping is not None and h.kl_clip is not None  # filled in by choose()
     return KFAC(
         model,
         lr=h.lr,
         damping=h.damping,
         momentum=h.momentum,
         weight_decay=h.weight_decay,
-        solver=solver,
-        policy=Policy(trust=KLClip(h.kl_clip)),
+        solver=_solver(choice),
+        policy=Policy(trust=KLClip(h.kl_clip), reduction=terms.reduction, fisher=terms.fisher),
         generator=generator,
     )
+
+
+def _ngd(model: nn.Module, choice: Choice, terms: LossTerms, generator: torch.Generator) -> torch.optim.Optimizer:
+    """NGD with one sampled row for each term of the loss; the small side is solved where the solver knows dense matrices."""
+    h, size = choice.hyper, sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert h.damping is not None and h.kl_clip is not None  # filled in by choose()
+    if size > NGD_LIMIT and choice.solver != "conjugate-gradient":
+        raise ValueError(
+            f"ngd with --solver {choice.solver} keeps a gradient of every example, of all parameters: it is meant for up to "
+            f"{NGD_LIMIT:,}, this model has {size:,}. Use --solver conjugate-gradient, or --optimizer kfac"
+        )
+    solver = _solver(choice)
+    return NGD(
+        model,
+        fisher=SampledFisher(_likelihood(choice, terms)),
+        solver=solver if choice.machine is None else Guarded(solver),
+        lr=h.lr,
+        damping=h.damping,
+        momentum=h.momentum,
+        weight_decay=h.weight_decay,
+        policy=JointPolicy(trust=KLClip(h.kl_clip), reduction=terms.reduction),
+        generator=generator,
+    )
+
+
+def _tngd(model: nn.Module, choice: Choice, terms: LossTerms, generator: torch.Generator) -> torch.optim.Optimizer:
+    h = choice.hyper
+    assert h.damping is not None and h.kl_clip is not None and choice.machine is not None  # filled in by choose()
+    size = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if size > LIMIT:
+        raise ValueError(
+            f"tngd needs a cell for each parameter and is emulated up to {LIMIT:,}, this model has {size:,}: use "
+            "--optimizer ngd --solver thermodynamic-solve, which needs a cell for each term of the loss, or --optimizer kfac"
+        )
+    return TNGD(
+        model,
+        machine=Machine(choice.machine),
+        fisher=SampledFisher(_likelihood(choice, terms)),
+        lr=h.lr,
+        damping=h.damping,
+        policy=TNGDPolicy(trust=KLClip(h.kl_clip), reduction=terms.reduction),
+        generator=generator,
+    )
+
+
+def _likelihood(choice: Choice, terms: LossTerms) -> Likelihood:
+    """What the loss is the negative logarithm of.
+
+    Raises:
+        ValueError: the task does not say.
+    """
+    if terms.likelihood is None:
+        raise ValueError(
+            f"{choice.optimizer} takes its Fisher matrix from the likelihood of the loss, which this task does not name: "
+            "use kfac"
+        )
+    return terms.likelihood
 
 
 OPTIMIZERS: Mapping[str, Build] = {
@@ -127,10 +191,22 @@ OPTIMIZERS: Mapping[str, Build] = {
     "soap": _plain(baselines.soap),
     "singd": _plain(baselines.singd),
     "kfac": _kfac,
+    "ngd": _ngd,
+    "tngd": _tngd,
 }
-CURVED = frozenset({"kfac"})  # optimizers that take a solver
+NGD_LIMIT = 100_000  # parameters; 128 examples then take 51 MB of gradients
+SOLVERS_OF: Mapping[str, tuple[str, ...]] = {  # which solvers an optimizer takes, the default first
+    "kfac": ("cholesky", "eigen", "thermodynamic-inverse", "thermodynamic-solve"),
+    "ngd": ("cholesky", "conjugate-gradient", "thermodynamic-solve"),
+    "tngd": ("thermodynamic-solve",),
+}
+CURVED = frozenset(SOLVERS_OF)  # optimizers that take a solver
 DAMPED = CURVED | {"singd"}  # optimizers that take damping
-DIGITAL: Mapping[str, Callable[[], Solver[Any]]] = {"cholesky": Cholesky, "eigen": Eigen}  # Any: any state
+DIGITAL: Mapping[str, Callable[[], Solver[Any]]] = {  # Any: any state
+    "cholesky": Cholesky,
+    "eigen": Eigen,
+    "conjugate-gradient": lambda: ConjugateGradient(iterations=200, tolerance=1e-2),  # as close as a step needs it
+}
 THERMODYNAMIC: Mapping[str, Callable[[Machine], Solver[Any]]] = {  # Any: any state
     "thermodynamic-inverse": ThermodynamicInverse,
     "thermodynamic-solve": ThermodynamicSolve,
@@ -145,6 +221,8 @@ FALLBACK_HYPER: Mapping[str, Hyper] = {
     "soap": Hyper(lr=3e-3, momentum=0.95, weight_decay=1e-2, square_decay=0.95),
     "singd": Hyper(lr=1e-3, damping=1e-3),
     "kfac": Hyper(lr=0.05, damping=1e-3),
+    "ngd": Hyper(lr=0.1, damping=1e-2),
+    "tngd": Hyper(lr=0.1, damping=1e-1, momentum=0.0),
 }
 
 
@@ -163,7 +241,7 @@ def choose(
     Args:
         experiment: whose hyper-parameters are the defaults.
         optimizer: a key of `OPTIMIZERS`.
-        solver: a key of `SOLVERS`; by default "cholesky" where one is taken.
+        solver: one of `SOLVERS_OF` the optimizer; by default the first of them.
         machine: a preset's name or a TOML file, for thermodynamic solvers; by default tngd-2024.
         bits: of the machine's matrix, drive and read converters alike; by default the machine's own.
         lr: learning rate; by default the recipe's.
@@ -180,7 +258,9 @@ def choose(
         if damping is not None and optimizer not in DAMPED:
             raise ValueError(f"--damping has no meaning for {optimizer}, which uses no curvature: leave it out, or use kfac")
     else:
-        solver = known(solver or "cholesky", SOLVERS, "solver")
+        solver = known(solver or SOLVERS_OF[optimizer][0], SOLVERS, "solver")
+        if solver not in SOLVERS_OF[optimizer]:
+            raise ValueError(f"{optimizer} takes --solver {' or '.join(SOLVERS_OF[optimizer])}, got {solver}")
     if solver not in THERMODYNAMIC and (machine is not None or bits is not None):
         raise ValueError(
             f"{'--machine' if machine is not None else '--bits'} has no meaning without a thermodynamic solver: "
@@ -218,7 +298,7 @@ def choose_all(
         ValueError: as `choose`, or options that none of the optimizers takes.
     """
     curved = [name for name in optimizers if name in CURVED]
-    thermal = bool(curved) and any(solver in THERMODYNAMIC for solver in solvers or ())
+    thermal = any(solver in THERMODYNAMIC for name in curved for solver in solvers_for(name, solvers))
     if solvers and not curved:
         raise ValueError(f"--solver has no meaning for {', '.join(optimizers)}: add --optimizer {' or '.join(sorted(CURVED))}")
     if (machine is not None or bits) and not thermal:
@@ -228,13 +308,26 @@ def choose_all(
         )
     found = []
     for name in optimizers:
-        for solver in solvers or ["cholesky"] if name in CURVED else [None]:
+        for solver in solvers_for(name, solvers) if name in CURVED else [None]:
             if solver in THERMODYNAMIC:
                 precisions: Sequence[int | None] = bits or [None]
                 found += [choose(experiment, name, solver=solver, machine=machine, bits=b) for b in precisions]
             else:
                 found.append(choose(experiment, name, solver=solver))
     return list({choice.label: choice for choice in found}.values())
+
+
+def solvers_for(optimizer: str, solvers: Sequence[str] | None) -> list[str]:
+    """Those of some solvers that an optimizer takes; its default where none are given, or where it takes but one.
+
+    Raises:
+        ValueError: an unknown solver, or none that it takes.
+    """
+    takes = SOLVERS_OF[optimizer]
+    fitting = [solver for solver in solvers or takes[:1] if known(solver, SOLVERS, "solver") in takes]
+    if not fitting and len(takes) > 1:
+        raise ValueError(f"{optimizer} takes --solver {' or '.join(takes)}, got {', '.join(solvers or ())}")
+    return fitting or [takes[0]]
 
 
 def choice_from_json(plain: Mapping[str, Any]) -> Choice:  # Any: JSON values
@@ -254,15 +347,21 @@ def machine_spec(machine: str | None, bits: int | None) -> MachineSpec:
     return spec if bits is None else with_bits(spec, matrix=bits, drive=bits, read=bits)
 
 
-def build(choice: Choice, model: nn.Module, *, generator: torch.Generator) -> torch.optim.Optimizer:
+def build(
+    choice: Choice, model: nn.Module, *, terms: LossTerms | None = None, generator: torch.Generator
+) -> torch.optim.Optimizer:
     """The optimizer of a choice.
 
     Args:
         choice: what to build.
         model: already on its device.
-        generator: randomness of the machine's emulation.
+        terms: of the loss; None: a mean over examples of which nothing more is known.
+        generator: randomness of the machine's emulation and of sampled Fishers.
+
+    Raises:
+        ValueError: a model or a loss that the optimizer cannot treat.
     """
-    return OPTIMIZERS[choice.optimizer](model, choice, generator)
+    return OPTIMIZERS[choice.optimizer](model, choice, LossTerms() if terms is None else terms, generator)
 
 
 def known(name: str, names: Iterable[str], what: str) -> str:

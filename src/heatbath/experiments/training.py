@@ -18,6 +18,7 @@ from heatbath.experiments.data import Dataset
 from heatbath.experiments.experiment import Experiment
 from heatbath.experiments.optimizers import Choice, build
 from heatbath.optim import NaturalGradient, anisotropy
+from heatbath.optim.joint import JointNaturalGradient
 from heatbath.work import Work
 
 EVALUATION_BATCH = 1000
@@ -75,7 +76,8 @@ class Training:
         self.generator = torch.Generator(device).manual_seed(seed + 2)
         first = self.dataset.train.batch(torch.arange(self.order.batch_size))
         self.step_work = model_work(self.model, experiment.loss, first)
-        self.optimizer = build(choice, self.model, generator=self.generator)
+        self.optimizer = build(choice, self.model, terms=experiment.terms, generator=self.generator)
+        check_separate(self.optimizer, self.dataset, first)
         self.step = 0
 
     @property
@@ -87,7 +89,10 @@ class Training:
         """One update; returns the loss it was made from, a 0-d tensor on the device."""
         batch = self.dataset.train.batch(self.order.next())
         self.optimizer.zero_grad()
-        loss = self.experiment.loss(self.model(*batch[:-1]), batch[-1])
+        output = self.model(*batch[:-1])
+        if isinstance(self.optimizer, NaturalGradient | JointNaturalGradient):
+            self.optimizer.observe(output, batch[-1])
+        loss = self.experiment.loss(output, batch[-1])
         loss.backward()
         self.optimizer.step()
         self.step += 1
@@ -161,3 +166,16 @@ class Training:
         self.order.load(state["order"])
         self.generator.set_state(state["generator"])
         set_random_state(state["random"], self.device)
+
+
+def check_separate(optimizer: torch.optim.Optimizer, dataset: Dataset, batch: tuple[Tensor, ...]) -> None:
+    """Refuse joint methods, which run examples one by one, on batches whose examples are not rows of every tensor.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if isinstance(optimizer, JointNaturalGradient) and any(len(tensor) != len(batch[-1]) for tensor in batch):
+        raise ValueError(
+            f"ngd and tngd run the examples of a batch one by one, but those of {dataset.name} are parts of larger tensors, as "
+            "graphs are: use --optimizer kfac"
+        )

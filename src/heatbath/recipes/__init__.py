@@ -4,11 +4,14 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from heatbath.experiments import Experiment
+from heatbath.recipes.char_gpt import char_gpt as char_gpt
+from heatbath.recipes.char_lstm import char_lstm as char_lstm
 from heatbath.recipes.cifar_cnn import cifar_cnn as cifar_cnn
 from heatbath.recipes.cifar_vit import cifar_vit as cifar_vit
 from heatbath.recipes.curves_autoencoder import curves_autoencoder as curves_autoencoder
 from heatbath.recipes.digits_cnn import digits_cnn as digits_cnn
 from heatbath.recipes.digits_mlp import digits_mlp as digits_mlp
+from heatbath.recipes.digits_small import digits_small as digits_small
 from heatbath.recipes.faces_autoencoder import faces_autoencoder as faces_autoencoder
 from heatbath.recipes.mnist_autoencoder import mnist_autoencoder as mnist_autoencoder
 from heatbath.recipes.vit_s16_imagenet import vit_s16_imagenet as vit_s16_imagenet
@@ -16,11 +19,14 @@ from heatbath.recipes.vit_s16_imagenet import vit_s16_imagenet as vit_s16_imagen
 RECIPES: tuple[Callable[[], Experiment], ...] = (
     digits_mlp,
     digits_cnn,
+    digits_small,
     mnist_autoencoder,
     curves_autoencoder,
     faces_autoencoder,
     cifar_cnn,
     cifar_vit,
+    char_gpt,
+    char_lstm,
     vit_s16_imagenet,
 )
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 
+from heatbath.curvature import Categorical
 from heatbath.experiments import Experiment, Hyper, Target
 from heatbath.experiments.data import digits
-from heatbath.experiments.experiment import accuracy
+from heatbath.experiments.experiment import LossTerms, accuracy
 from heatbath.experiments.models import small_cnn
 
 
@@ -30,4 +31,5 @@ def digits_cnn() -> Experiment:
         batch_size=128,
         steps=300,
         eval_every=10,
+        terms=LossTerms(likelihood=Categorical()),
     )

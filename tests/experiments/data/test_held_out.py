@@ -43,6 +43,19 @@ def test_the_same_examples_are_held_out_each_time_and_not_in_their_order() -> No
     assert first != list(range(0, 200, 10))
 
 
+def test_a_validation_part_of_the_set_is_measured_on_and_all_training_examples_are_trained_on() -> None:
+    train, validation = Tensors((torch.arange(5),)), Tensors((torch.arange(5, 8),))
+    dataset = held_out(Source("set", "", lambda: Dataset("set", "here", train, Forbidden(), validation))).load()
+    assert dataset.train is train
+    assert dataset.test is validation
+    assert dataset.source == "here; measured on the validation part of the set; the test split is not used"
+
+
+def test_nothing_can_be_chosen_on_random_numbers() -> None:
+    with pytest.raises(ValueError, match="nothing can be chosen on noise, which is random numbers of the right shapes"):
+        held_out(Source("noise", "", numbered(20).load, shapes_only=True))
+
+
 def test_the_source_says_what_is_measured_on() -> None:
     source = held_out(numbered(20))
     dataset = source.load()

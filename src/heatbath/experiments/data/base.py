@@ -93,16 +93,20 @@ class Dataset:
         source: where it came from, in words that name no path of this machine.
         train: what is trained on.
         test: what is measured on.
+        validation: what hyper-parameters are chosen on, where the set comes with such a part; else `held_out` takes one from
+            the training examples.
     """
 
     name: str
     source: str
     train: Split
     test: Split
+    validation: Split | None = None
 
     def to(self, device: torch.device) -> Dataset:
         """The same set on another device."""
-        return replace(self, train=self.train.to(device), test=self.test.to(device))
+        validation = None if self.validation is None else self.validation.to(device)
+        return replace(self, train=self.train.to(device), test=self.test.to(device), validation=validation)
 
     def describe(self) -> str:
         """One line: name, sizes, source."""
@@ -147,7 +151,8 @@ def held_out(source: Source) -> Source:
     """The same set for choosing hyper-parameters: a part of the training examples to measure on, the rest to train on.
 
     The true test split is left out altogether, so nothing that is chosen can have seen it. Which examples are held out
-    depends on their number alone: every `HELD_OUT`-th of one fixed shuffle.
+    depends on their number alone: every `HELD_OUT`-th of one fixed shuffle. A set with a validation part of its own is measured
+    on that, and trained on all its training examples.
 
     Raises:
         ValueError: the set is of shapes only.
@@ -160,6 +165,9 @@ def held_out(source: Source) -> Source:
 
     def load() -> Dataset:
         dataset = source.load()
+        if dataset.validation is not None:
+            note = "measured on the validation part of the set; the test split is not used"
+            return Dataset(dataset.name, f"{dataset.source}; {note}", train=dataset.train, test=dataset.validation)
         count = len(dataset.train)
         if count < HELD_OUT:
             raise ValueError(
