@@ -23,8 +23,8 @@ def cifar_cnn() -> Experiment:
         loss=F.cross_entropy,
         metrics={"test accuracy": accuracy, "test loss": F.cross_entropy},
         target=Target("test accuracy", 0.6),
-        # Best of three or four values each by held-out loss after 40 steps on the JPEG subset, one seed; adam and nadamw as adamw.
-        # So few steps find what starts well: tune before comparing (`heatbath tune`).
+        # Best of two to four values each by held-out loss after 40 steps on the JPEG subset, one seed; adam and nadamw as
+        # adamw. So few steps find what starts well: tune before comparing (`heatbath tune`).
         hyper={
             "sgd": Hyper(lr=0.1),
             "adam": Hyper(lr=3e-3),
