@@ -118,17 +118,18 @@ class Experiment:
             raise ValueError(f"the target judges {self.target.metric!r}, but the metrics are {', '.join(self.metrics)}")
 
 
+def held_out_name(metric: str) -> str:
+    """A metric's name where it is measured on held-out training data."""
+    return f"held-out {metric.removeprefix('test ')}"
+
+
 def on_held_out_data(experiment: Experiment) -> Experiment:
     """The same task for choosing hyper-parameters: measured on held-out training data, and its metrics named so."""
-
-    def renamed(name: str) -> str:
-        return f"held-out {name.removeprefix('test ')}"
-
     return replace(
         experiment,
         source=held_out(experiment.source),
-        metrics={renamed(name): metric for name, metric in experiment.metrics.items()},
-        target=replace(experiment.target, metric=renamed(experiment.target.metric)),
+        metrics={held_out_name(name): metric for name, metric in experiment.metrics.items()},
+        target=replace(experiment.target, metric=held_out_name(experiment.target.metric)),
     )
 
 

@@ -1,5 +1,8 @@
 """Studies: questions that are answered by many trials and one page, one file each."""
 
+from heatbath.experiments.studies.batch_size import BatchSize as BatchSize
+from heatbath.experiments.studies.batch_size import Contender as Contender
+from heatbath.experiments.studies.batch_size_page import batch_size_page as batch_size_page
 from heatbath.experiments.studies.bench import Bench as Bench
 from heatbath.experiments.studies.bench import Outcome as Outcome
 from heatbath.experiments.studies.bench import Setting as Setting
