@@ -38,7 +38,7 @@ def test_records_come_back_in_the_order_of_the_trials(tmp_path: Path) -> None:
     records = run_trials([trial("b"), trial("a", 0.1)], tmp_path)
     assert [record.name for record in records] == ["b", "a"]
     assert [record.header["choice"]["lr"] for record in records] == [0.02, 0.1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl", "tensorboard"]
 
 
 def test_a_finished_trial_is_not_run_again_and_a_killed_one_is_run_anew_to_the_same_losses(tmp_path: Path) -> None:
@@ -172,3 +172,13 @@ def failing() -> Experiment:
 def test_a_trial_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         run_trials([trial(recipe=failing)], tmp_path)
+
+
+def test_every_trial_writes_for_tensorboard_and_a_killed_one_starts_that_anew(tmp_path: Path) -> None:
+    stale = tmp_path / "tensorboard" / "a" / "events.out.tfevents.old"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("of a killed process")
+    run_trials([trial("a")], tmp_path)
+    (events,) = stale.parent.iterdir()
+    assert events.stat().st_size > 100
+    assert events != stale

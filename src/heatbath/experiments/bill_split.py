@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from heatbath.costs import PARTS, Bill, with_unit
 from heatbath.experiments.page_parts import Picture, Table
-from heatbath.experiments.plots import COLOURS, INK, legend_above, style
+from heatbath.experiments.plots import COLOURS, INK, legend_above, logarithmic, style
 
 Bills = Sequence[tuple[str, Bill]]  # a title and the bill of one step each
 MARKS = ("o", "s", "^", "v", "D", "P", "X", "*")
@@ -90,7 +90,7 @@ def _figure(bills: Bills, quantity: _Quantity) -> Figure:
                 axes.plot([total], [i], "|", color=INK, markersize=15, markeredgewidth=2, label="total" if i == 0 else None)
             label = f"{title}: {quantity.cell(bill, 'total')}"
             axes.text(0.0, i - 0.28, label, transform=axes.get_yaxis_transform(), fontsize=9.5, va="bottom")
-        axes.set_xscale("log")
+        logarithmic(axes, "x")
         axes.set_yticks(range(len(bills)), [""] * len(bills))
         axes.set_ylim(len(bills) - 0.5, -0.75)
         axes.set_xlabel(f"predicted {quantity.name} of one step ({quantity.unit})")

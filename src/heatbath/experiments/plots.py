@@ -15,11 +15,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from heatbath.experiments.experiment import Target
 from heatbath.experiments.groups import Group, group
@@ -86,10 +87,42 @@ def _finish(axes: Axes, axis: Axis) -> None:
     axes.set_xlabel("training step" if axis.against == "step" else "training time here (s)")
     axes.set_ylabel(axis.label or axis.metric)
     if axis.log:
-        axes.set_yscale("log")
+        logarithmic(axes, "y")
     axes.grid(True, which="major", alpha=0.15)
     axes.spines[["top", "right"]].set_visible(False)
     legend_above(axes)
+
+
+class _Powers(LogFormatter):
+    """Labels of a logarithmic axis in plain text, 10⁻³ or 0.2; formulas take most of the time of drawing."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return power_text(x) if super().__call__(x, pos) else ""
+
+
+def power_text(value: float) -> str:
+    """A value of a logarithmic axis.
+
+    >>> power_text(1e-3), power_text(2e-3), power_text(10), power_text(5e-7), power_text(1e12)
+    ('10⁻³', '0.002', '10', '5·10⁻⁷', '10¹²')
+    """
+    exponent = math.floor(math.log10(value) + 1e-9)
+    mantissa = f"{value / 10.0**exponent:.3g}"
+    if -3 <= exponent <= 3 and (mantissa != "1" or 0 <= exponent <= 1):
+        return f"{value:.3g}"
+    power = "10" + str(exponent).translate(SUPERSCRIPTS)
+    return power if mantissa == "1" else f"{mantissa}·{power}"
+
+
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
+    """Make one axis logarithmic, with labels in plain text."""
+    axes.set_xscale("log") if which == "x" else axes.set_yscale("log")
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_formatter(_Powers())
+    axis.set_minor_formatter(_Powers(labelOnlyBase=False, minor_thresholds=(1, 0.4)))
 
 
 def legend_above(axes: Axes, *, columns: int | None = None) -> None:

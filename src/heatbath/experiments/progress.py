@@ -1,12 +1,40 @@
-"""Live progress in a terminal: one bar per run, with its loss, its latest metric and the time left."""
+"""Live progress in a terminal: one bar per run, or one over many trials, with the latest figures and the time left.
+
+Time left is that per unit of work done here so far, times the units left; what an earlier process did counts for neither.
+"""
 
 from __future__ import annotations
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from heatbath.experiments.records import Record, Row
+
+
+class TimeLeft(ProgressColumn):
+    """How long the rest will take. Fields of the task: `done`, units made here, and `at`, the seconds it took to make them."""
+
+    def render(self, task: Task) -> Text:
+        """Of one bar."""
+        return Text(left_text(task), style="progress.remaining")
+
+
+def left_text(task: Task) -> str:
+    """In words, counting down between two units."""
+    done, at = task.fields.get("done", 0), task.fields.get("at", 0.0)
+    if task.finished:
+        return "done"
+    if not done:
+        return "-:-- left"
+    each = at / done
+    if task.total is None:
+        return f"{each:.3g} s each"
+    seconds = max(0.0, each * (task.total - task.completed) - ((task.elapsed or at) - at))
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}") + " left"
 
 
 class Display:
@@ -23,7 +51,7 @@ class Display:
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
-            TimeRemainingColumn(compact=True),
+            TimeLeft(),
             console=console,
             expand=True,
         )
@@ -58,6 +86,7 @@ class TrialBar:
         self.display = display
         display.progress.start()
         self.task = display.progress.add_task("trials", total=total, figures="")
+        self.done = 0
 
     def __call__(self, name: str, record: Record, fresh: bool) -> None:
         """Say how a trial ended, unless it was done before, and move the bar."""
@@ -66,7 +95,15 @@ class TrialBar:
             value = record.measured[-1]["metrics"].get(target) if record.measured else None
             figures = f"{target} {value:.4g}" if value is not None and record.ended == "finished" else record.ended
             self.display.say(f"{escape(name)}: {figures}, {record.rows[-1]['seconds']:.1f} s")
+            self.done += 1
+            _mark(self.display.progress, self.task, self.done)
         self.display.progress.advance(self.task)
+
+
+def _mark(progress: Progress, task: TaskID, done: int) -> None:
+    """Note how much was done here, and when."""
+    elapsed = next(one.elapsed for one in progress.tasks if one.id == task)
+    progress.update(task, done=done, at=elapsed or 0.0)
 
 
 class ProgressBar:
@@ -80,6 +117,7 @@ class ProgressBar:
     def __init__(self, display: Display, name: str) -> None:
         self.display, self.progress, self.name = display, display.progress, name
         self.task: TaskID | None = None
+        self.begun = 0
         self.metric = ""
         self.measured = ""
 
@@ -90,7 +128,7 @@ class ProgressBar:
         self.display.say(
             f"data: [bold]{data['name']}[/], {data['train']:,} + {data['test']:,} examples, {escape(data['source'])}"
         )
-        self.metric = header["target"]["metric"]
+        self.metric, self.begun = header["target"]["metric"], step
         self.task = self.progress.add_task(self.name, total=header["steps"], completed=step, figures="")
 
     def row(self, row: Row) -> None:
@@ -99,6 +137,7 @@ class ProgressBar:
         if self.metric in row.get("metrics", {}):
             self.measured = f"  {self.metric} {row['metrics'][self.metric]:.4g}"
         self.progress.update(self.task, completed=row["step"], figures=f"loss {row['loss']:.4g}{self.measured}")
+        _mark(self.progress, self.task, row["step"] - self.begun)
 
     def event(self, event: Row) -> None:
         """Say what happened above the bars, if it is trouble."""

@@ -8,6 +8,7 @@ process with many threads, and how many run side by side changes no number.
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,6 +24,7 @@ from heatbath.experiments.experiment import Experiment, on_held_out_data
 from heatbath.experiments.optimizers import Choice
 from heatbath.experiments.records import Record, RunFiles, read_record
 from heatbath.experiments.runner import Ending, RunOptions, run
+from heatbath.experiments.tensorboard import TensorBoardLog
 
 Recipe = Callable[[], Experiment]  # a function of a module, so that another process can import it
 DONE = ("finished", "diverged")  # ends after which a trial has its result
@@ -193,7 +195,9 @@ def _as_they_end(trials: Sequence[Trial], folder: Path, jobs: int) -> Iterator[T
 def _run(trial: Trial, folder: Path) -> str:
     """Run one trial and say how it ended."""
     options = RunOptions(steps=trial.steps, seed=trial.seed, device=trial.device, checkpoint_every=0, ending=trial.ending)
-    return run(trial.experiment(), trial.choice, options=options, files=RunFiles(folder, trial.name)).ended
+    files = RunFiles(folder, trial.name)
+    shutil.rmtree(files.tensorboard, ignore_errors=True)  # of a trial that was killed, which starts anew
+    return run(trial.experiment(), trial.choice, options=options, files=files, watchers=[TensorBoardLog(files)]).ended
 
 
 def _checked(trial: Trial, ended: str) -> None:
