@@ -245,7 +245,7 @@ def unpack_draws(posterior: Laplace, drawn: Sequence[Tensor]) -> dict[str, Tenso
 
 
 def _scaled(factor: Kronecker, weight: float) -> Kronecker:
-    """The factor weight · B ⊗ A."""
+    """The product times a number."""
     return factor if weight == 1.0 else Kronecker(map_tensors(lambda b: weight * b, factor.left), factor.right)
 
 

@@ -82,8 +82,8 @@ class _Job:
         programmed = self.machine.program(root.unsqueeze(-1) * precision * root.unsqueeze(-2), generator=self.generator)
         if not bool(programmed.definite.all()):
             raise ValueError(
-                f"machine {self.machine.spec.name!r} holds a precision that rounding made indefinite: give it more matrix_bits "
-                "or a larger prior"
+                f"machine {self.machine.spec.name!r} holds a precision that rounding made indefinite: give it more "
+                "matrix_bits, or a larger prior"
             )
         settled = SETTLED * self.machine.spec.time_constant * float(diagonal.max()) / slowest
         burn_in = settled if self.burn_in is None else self.burn_in
