@@ -6,9 +6,10 @@
 
 The peers come by `pip install pytorch_optimizer singd einconv`, Distributed Shampoo from github.com/facebookresearch/optimizers,
 kfac-pytorch from a clone of github.com/gpauloski/kfac-pytorch. A step is zero_grad, forward, loss, backward and update, in
-float32. Contestants take turns, each with a whole cycle of its intervals, so that a busy machine hits all alike; within a round
-every contestant is set against AdamW (foreach) of the same round. Each contestant gets about the same time in all: a slow one
-takes part in fewer rounds. Columns:
+float32. Contestants take turns of two steps, so that a busy machine hits all alike. A round is a whole cycle of everybody's
+intervals, and every contestant is set against AdamW (foreach) of the same round. Each contestant gets about the same time in
+all: a slow one takes part in fewer rounds, and one without a cycle takes one turn of a round. On a machine that is not idle
+`--clock cpu --threads 1` is steadier. Columns:
 
     ratio      mean step of a cycle over AdamW's, median over rounds
     median     median step over AdamW's median step; a step that refreshes is no median
@@ -24,7 +25,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -37,12 +38,13 @@ from rich.table import Table
 import heatbath as hb
 from heatbath.experiments.environment import host, versions
 from step_contestants import CONTESTANTS, PACKAGES, Contestant, Trainer, state_bytes, version_of
-from step_floor import count, muon, plain
+from step_floor import count
 from step_workloads import WORKLOADS, Workload
 
 RESULTS = Path(__file__).parent / "results" / "step.json"
 BASELINE = "AdamW, foreach"
-FEWEST = 10  # steps of a round
+ROUND, TURN = 10, 2  # steps
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 Record = dict[str, Any]  # Any: JSON values
 
@@ -54,12 +56,14 @@ class Runner:
     Args:
         contestant: the contestant.
         workload: the workload.
+        clock: seconds since any time.
         rounds: seconds of each step, by number of the round.
         warm: seconds of the second step, which counts for nothing.
     """
 
     contestant: Contestant
     workload: Workload
+    clock: Callable[[], float]
     rounds: dict[int, list[float]] = field(default_factory=dict)
     warm: float = 0.0
 
@@ -68,27 +72,21 @@ class Runner:
         self.model = self.workload.model()
         self.x, self.y = self.workload.batch()
         self.trainer: Trainer = self.contestant.build(self.model)
+        self.step()  # whatever starts at a first step; any whole cycle after it has one refresh
+        self.warm = self.step()
 
     def step(self) -> float:
         """Seconds of one step."""
-        start = time.perf_counter()
+        start = self.clock()
         self.model.zero_grad()
         self.workload.loss(self.model(self.x), self.y).backward()
         self.trainer.update()
-        return time.perf_counter() - start
+        return self.clock() - start
 
-    def warm_up(self) -> None:
-        """Start whatever starts at a first step; any whole cycle after it has one refresh."""
-        self.step()
-        self.warm = self.step()
-
-    def run(self, number: int, steps: int) -> None:
-        """One turn: whole cycles of at least so many steps; a contestant without a cycle and slow steps takes fewer."""
-        cycle = self.contestant.cycle
-        length = -(-steps // cycle) * cycle
-        if cycle == 1 and self.warm > 1.0:
-            length = 2
-        self.rounds[number] = [self.step() for _ in range(length)]
+    def turn(self, number: int, of: int) -> None:
+        """A few steps of round `number`; a slow contestant without a cycle sits out all turns but the first."""
+        if of == 0 or self.contestant.cycle > 1 or self.warm < 1.0:
+            self.rounds.setdefault(number, []).extend(self.step() for _ in range(TURN))
 
     @property
     def seconds(self) -> float:
@@ -96,23 +94,22 @@ class Runner:
         return sum(map(sum, self.rounds.values()))
 
 
-def race(workload: Workload, wanted: Sequence[str], seconds: float, console: Console) -> dict[str, Runner]:
-    """All contestants on one workload for so many seconds; those that raise are left out, with a word."""
+def race(workload: Workload, wanted: Sequence[str], seconds: float, clock: str, console: Console) -> dict[str, Runner]:
+    """All contestants on one workload for about so many seconds; those that raise are left out, with a word."""
     runners: dict[str, Runner] = {}
     began = time.perf_counter()
     for name in wanted:
         try:
-            runner = Runner(CONTESTANTS[name], workload)
-            runner.warm_up()
-            runners[name] = runner
+            runners[name] = Runner(CONTESTANTS[name], workload, CLOCKS[clock])
         except Exception as error:  # any peer's failure is a result
             console.print(f"{name}: {type(error).__name__}: {str(error)[:200]}", highlight=False)
     number = 0
-    while number < 1 or time.perf_counter() - began < seconds:
-        most = min(runner.seconds for runner in runners.values()) * 2 + seconds / 50
-        for name, runner in runners.items():
-            if number == 0 or name == BASELINE or runner.seconds <= most:
-                runner.run(number, FEWEST)
+    while number == 0 or time.perf_counter() - began < seconds:
+        most = 2 * min(runner.seconds for runner in runners.values()) + seconds / 50
+        present = [r for name, r in runners.items() if number == 0 or name == BASELINE or r.seconds <= most]
+        for of in range(ROUND // TURN):
+            for runner in present:
+                runner.turn(number, of)
         number += 1
     return runners
 
@@ -121,7 +118,6 @@ def judge(runners: dict[str, Runner], workload: Workload) -> dict[str, Record]:
     """One row for each contestant."""
     base = runners[BASELINE].rounds
     base_median = statistics.median(t for steps in base.values() for t in steps)
-    arithmetic = plain(workload)
     floors = {m: count(workload, hb.Policy(max_dim=m)) for m in {r.contestant.max_dim for r in runners.values()}}
     rows = {}
     for name, runner in runners.items():
@@ -131,8 +127,6 @@ def judge(runners: dict[str, Runner], workload: Workload) -> dict[str, Record]:
         floor = None
         if contestant.intervals is not None:
             floor = floors[contestant.max_dim].ratio(*contestant.intervals)
-        elif name.startswith("Muon"):
-            floor = muon(runner.model, arithmetic)
         ordered = sorted(steps)
         rows[name] = {
             "ratio": ratio,
@@ -172,6 +166,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS), help="workloads")
     parser.add_argument("--contestants", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
     parser.add_argument("--minutes", type=float, default=8.0, help="for all workloads together")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--kfac-pytorch", type=Path, help="a clone of kfac-pytorch")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -190,6 +185,7 @@ def main() -> None:
     record |= {
         "question": (__doc__ or "").split("\n", 1)[0],
         "date": date.today().isoformat(),
+        "clock": options.clock,
         "environment": {**host(torch.device("cpu")), "packages": versions()},
         "peers": {
             CONTESTANTS[n].package: version_of(str(CONTESTANTS[n].package))
@@ -200,7 +196,7 @@ def main() -> None:
     weights = sum(WORKLOADS[key].weight for key in options.only)
     for key in options.only:
         workload = WORKLOADS[key]
-        runners = race(workload, wanted, 60 * options.minutes * workload.weight / weights, console)
+        runners = race(workload, wanted, 60 * options.minutes * workload.weight / weights, options.clock, console)
         found = {"title": workload.title, "goal": workload.goal, "rows": judge(runners, workload)}
         record.setdefault("workloads", {})[key] = found
         console.print(draw(key, found))

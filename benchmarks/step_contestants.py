@@ -78,9 +78,9 @@ def several(*optimizers: torch.optim.Optimizer) -> Trainer:
     return Trainer(update, optimizers)
 
 
-def kfac(model: nn.Module, *, every: int = 10, max_dim: int | None = None, solver: Solver[Any] | None = None) -> Trainer:
+def kfac(model: nn.Module, *, max_dim: int | None = None, solver: Solver[Any] | None = None) -> Trainer:
     """hb.KFAC in its steady state."""
-    policy = hb.Policy(factor_every=10, refresh_every=every, max_dim=max_dim)
+    policy = hb.Policy(factor_every=10, refresh_every=10, max_dim=max_dim)
     optimizer = hb.KFAC(model, lr=LR, solver=solver, policy=policy, generator=torch.Generator().manual_seed(0))
     optimizer.steps = STEADY
     optimizer.capture.enabled = True
@@ -154,7 +154,6 @@ CONTESTANTS: dict[str, Contestant] = {
     "hb.KFAC, blocks of 1024": Contestant(
         "Policy(max_dim=1024)", lambda m: kfac(m, max_dim=1024), 10, intervals=(10, 10), max_dim=1024
     ),
-    "hb.KFAC, 10/50": Contestant("Policy(refresh_every=50)", lambda m: kfac(m, every=50), 50, intervals=(10, 50)),
     "hb.KFAC, Newton–Schulz": Contestant(
         "solver=NewtonSchulz(warm_steps=3)", lambda m: kfac(m, solver=NewtonSchulz(warm_steps=3)), 10, intervals=(10, 10)
     ),

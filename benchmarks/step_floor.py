@@ -80,8 +80,3 @@ def _sizes(side: Operator) -> tuple[float, float, float]:
         return pieces * size**2, pieces * size**3, size
     return 0.0, 0.0, 0.0
 
-
-def muon(model: torch.nn.Module, plain_count: float, steps: int = 5) -> float:
-    """The same for Muon: each of 5 iterations on an m × n matrix, m ≤ n, takes 2m²n + m³."""
-    shapes = [sorted(p.shape) for p in model.parameters() if p.ndim == 2]
-    return 1 + steps * sum(2.0 * m * m * n + m**3 for m, n in shapes) / plain_count

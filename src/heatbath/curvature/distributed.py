@@ -48,7 +48,10 @@ def join_processes(sums: Sequence[FactorSums], reduction: Reduction | None, term
             if not isinstance(terms, Tensor) and reduction is not Reduction.SUM:
                 each.scale_terms(tensor, [float(t) ** 2 for t in counted])
         for tensor in (*of_gradients, *(() if each.form.block.gradient_inputs else (right,))):
-            dist.all_reduce(tensor)
+            joined_tensor = tensor.contiguous()  # rows of sums are filled up, which gloo refuses
+            dist.all_reduce(joined_tensor)
+            if joined_tensor is not tensor:
+                tensor.copy_(joined_tensor)
     if not sums:
         return terms if isinstance(terms, Tensor) else None
     total = torch.tensor(counts, dtype=torch.float64).to(sums[0].form.device)

@@ -1,5 +1,8 @@
 """Symmetric positive semidefinite matrices that know their structure."""
 
+from heatbath.operators.aligned import empty_aligned as empty_aligned
+from heatbath.operators.aligned import lies_alike as lies_alike
+from heatbath.operators.aligned import product as product
 from heatbath.operators.base import Operator as Operator
 from heatbath.operators.block_diagonal import BlockDiagonal as BlockDiagonal
 from heatbath.operators.block_diagonal import join_features as join_features

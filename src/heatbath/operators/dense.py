@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from heatbath.operators.aligned import product
 from heatbath.operators.base import Operator
 from heatbath.operators.tree import tree
 
@@ -38,6 +39,8 @@ class Dense(Operator):
         return self.matrix.shape[:-2]
 
     def __matmul__(self, x: Tensor) -> Tensor:
+        if x.shape[:-2] == self.stack:
+            return product(x, self.matrix)
         flat = x.reshape(*self.stack, -1, self.size)
         return (flat @ self.matrix).reshape(x.shape)
 

@@ -97,7 +97,7 @@ def rehearse(optimizer: NaturalGradient) -> None:
         operator = optimizer.damping(curvature, torch.ones_like(stack.boost))
         stack.state, _ = optimizer.solver.prepare(operator, generator=generator)
         if optimizer.param_groups[stack.group]["momentum"] or optimizer.policy.quadratic is not None:
-            stack.momentum = torch.zeros_like(stack.empty())
+            stack.momentum = stack.empty().zero_()
     if generator is not None and before[0] is not None:
         generator.set_state(before[0])
     torch.set_rng_state(before[1])
@@ -161,7 +161,7 @@ def _save_stack(stack: Stack) -> dict[str, Any]:  # Any: plain Python and tensor
         "mean": to_plain(stack.mean),
         "corrected": to_plain(stack.corrected),
         "state": to_plain(stack.state),
-        "momentum": stack.momentum,
+        "momentum": None if stack.momentum is None else stack.momentum.contiguous(),
     }
 
 
@@ -177,4 +177,4 @@ def _restore_stack(stack: Stack, saved: dict[str, Any]) -> None:  # Any: plain P
     stack.corrected = map_tensors(move, from_plain(saved["corrected"]))
     stack.sums.squares = None if stack.corrected is None else SquareSums.zeros(stack.corrected)
     stack.state = map_tensors(move, from_plain(saved["state"]))
-    stack.momentum = None if saved["momentum"] is None else move(saved["momentum"])
+    stack.momentum = None if saved["momentum"] is None else stack.empty().copy_(saved["momentum"])

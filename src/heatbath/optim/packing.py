@@ -41,7 +41,7 @@ class Window:
     offset: int
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The view of the stack's tensor, which must be contiguous."""
+        """The view of the stack's tensor, which must lie as `Stack.empty` lays it out."""
         return tensor.as_strided(self.size, self.stride, self.offset)
 
 
@@ -85,7 +85,7 @@ class Packing:
             views = site.rule.unpack(site.module, [blank[i][place.slice] for i, place in entries])
             parameters = site.parameters()
             home = {name: i for (i, place) in entries for name in site.blocks[place.block].parameters}
-            if all(views[name]._base is blank[home[name]] for name in parameters) and _once(site):
+            if all(views[name]._base is _base(blank[home[name]]) for name in parameters) and _once(site):
                 for name, p in parameters.items():
                     view = views[name]
                     place_of = (tuple(view.shape), view.stride(), int(view.storage_offset()))
@@ -151,7 +151,7 @@ class Packing:
             absent: sites to leave out.
         """
         found: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
-        tensors = {i: tensor.contiguous() for i, tensor in tensors.items()}
+        tensors = {i: self._stacks[i].settled(tensor) for i, tensor in tensors.items()}
 
         def note(group: int, parameter: Tensor, value: Tensor) -> None:
             parameters, values = found.setdefault(group, ([], []))
@@ -174,6 +174,11 @@ class Packing:
 def strided(gradient: Tensor) -> Tensor:
     """A gradient that is not sparse."""
     return gradient.to_dense() if gradient.layout is torch.sparse_coo else gradient
+
+
+def _base(tensor: Tensor) -> Tensor:
+    """What a tensor is a view of, or the tensor itself."""
+    return tensor if tensor._base is None else tensor._base
 
 
 def _once(site: Site) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from heatbath.curvature import FactorSums, Form, Site
 from heatbath.layers import Block
-from heatbath.operators import EigenCorrected, Kronecker, map_tensors
+from heatbath.operators import EigenCorrected, Kronecker, empty_aligned, lies_alike, map_tensors
 from heatbath.optim.deferred import Deferred
 
 
@@ -110,8 +110,13 @@ class Stack:
         return damping
 
     def empty(self, device: torch.device | str | None = None) -> Tensor:
-        """An uninitialised `[L, O, I]`, on the stack's own device unless said otherwise."""
-        return torch.empty(self.length, *self.domain, dtype=self.dtype, device=device or self.boost.device)
+        """An uninitialised `[L, O, I]` in aligned rows, on the stack's own device unless said otherwise."""
+        return empty_aligned(self.length, *self.domain, dtype=self.dtype, device=device or self.boost.device)
+
+    def settled(self, tensor: Tensor) -> Tensor:
+        """A tensor `[L, O, I]` as `empty` lays it out: itself where it lies so already, else a copy."""
+        model = self.empty("meta")
+        return tensor if lies_alike(tensor, model) else self.empty(tensor.device).copy_(tensor)
 
 
 @dataclass(eq=False)
@@ -212,7 +217,7 @@ def carry_over(old: Sequence[Stack], new: Sequence[Stack]) -> None:
             source, there = found
             stack.boost[place.slice] = source.boost[there.slice]
             if source.momentum is not None:
-                stack.momentum = torch.zeros_like(stack.empty()) if stack.momentum is None else stack.momentum
+                stack.momentum = stack.empty().zero_() if stack.momentum is None else stack.momentum
                 stack.momentum[place.slice] = source.momentum[there.slice]
             if source.mean is not None and source.ages[there.index]:
                 stack.ages[place.index] = source.ages[there.index]

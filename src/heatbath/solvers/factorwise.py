@@ -23,7 +23,8 @@ from heatbath.operators import (
     tree,
 )
 from heatbath.solvers.base import Outcome, Solution, Solver, usable
-from heatbath.solvers.inverse import Inverse, apply_inverse, invert_diagonal
+from heatbath.solvers.guarded import Guarded, Watched
+from heatbath.solvers.inverse import Inverse, apply_inverse, apply_inverse_to_columns, invert_diagonal
 from heatbath.work import Work
 
 
@@ -89,10 +90,15 @@ class Factorwise(Solver[Sides]):
         self, state: Sides, rhs: Tensor, *, guess: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Solution:
         right = self._solve_side(state.right, rhs, generator)
-        left = self._solve_side(state.left, right.value.mT, generator)
+        inverse = explicit_inverse(self.inner, state.left)
+        if inverse is not None and rhs.ndim == inverse.outcome.ndim + 2:
+            left = apply_inverse_to_columns(inverse, right.value)
+        else:
+            left = self._solve_side(state.left, right.value.mT, generator)
+            left = replace(left, value=left.value.mT)
         changed = left.state is not None or right.state is not None
         return Solution(
-            left.value.mT,
+            left.value,
             left.work + right.work,
             worse(left.outcome, right.outcome),
             notes={**{f"right.{k}": v for k, v in right.notes.items()}, **{f"left.{k}": v for k, v in left.notes.items()}},
@@ -101,8 +107,9 @@ class Factorwise(Solver[Sides]):
 
     def _solve_side(self, state: Any, rhs: Tensor, generator: torch.Generator | None) -> Solution:
         """Solve one side for `[*stack, *batch, n]`."""
-        if isinstance(state, Inverse):
-            return apply_inverse(state, rhs)
+        inverse = explicit_inverse(self.inner, state)
+        if inverse is not None:
+            return apply_inverse(inverse, rhs)
         if isinstance(state, Pieces):
             count, size, length = state.sizes
             rows = rhs.reshape(*state.outcome.shape, -1, length)
@@ -117,6 +124,14 @@ class Factorwise(Solver[Sides]):
             s.outcome if isinstance(s, Inverse | Pieces) else self.inner.outcome(s) for s in (state.left, state.right)
         )
         return worse(left, right)
+
+
+def explicit_inverse(solver: Solver[Any], state: Any) -> Inverse | None:  # Any: any state
+    """The inverse that solving with a state comes to, or None where solving does more than a digital product."""
+    if isinstance(state, Watched) and isinstance(solver, Guarded):
+        watched = state.fallback is not None or solver.residual_tolerance is not None
+        return None if watched or not isinstance(state.inner, Inverse) else replace(state.inner, outcome=state.outcome)
+    return state if isinstance(state, Inverse) else None
 
 
 def worse(a: Tensor, b: Tensor) -> Tensor:

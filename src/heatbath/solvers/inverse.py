@@ -5,12 +5,12 @@ Applying an inverse costs one product per side, an eigenbasis two, so K-FAC's st
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from heatbath.operators import Dense, Diagonal, Operator, tree
+from heatbath.operators import Dense, Diagonal, Operator, product, tree
 from heatbath.solvers.base import Outcome, Solution
 from heatbath.work import Work, elementwise, matmul
 
@@ -51,3 +51,15 @@ def apply_inverse(state: Inverse, rhs: Tensor) -> Solution:
     kernel = matmul(rows, operator.size, operator.size) if isinstance(operator, Dense) else elementwise(rows * operator.size)
     notes = {} if state.residual is None else {"inverse_residual": state.residual}
     return Solution(operator @ rhs, Work.of(kernel, stack), state.outcome, notes=notes)
+
+
+def apply_inverse_to_columns(state: Inverse, rhs: Tensor) -> Solution:
+    """M⁻¹ B by a product, for right-hand sides that are the columns of B `[*stack, n, columns]`, which stay where they lie."""
+    operator = state.operator
+    if not isinstance(operator, Dense):
+        solution = apply_inverse(state, rhs.mT)
+        return replace(solution, value=solution.value.mT)
+    kernel = matmul(rhs.shape[-1], operator.size, operator.size)
+    notes = {} if state.residual is None else {"inverse_residual": state.residual}
+    value = product(operator.matrix, rhs)  # M⁻¹ is symmetric
+    return Solution(value, Work.of(kernel, max(operator.stack.numel(), 1)), state.outcome, notes=notes)
