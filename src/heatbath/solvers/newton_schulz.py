@@ -7,8 +7,11 @@ Cold start X₀ = αI with α = 2/(λ⁺ + max(λ⁻, λ⁺/20)), from the trace
 (Wolkowicz & Styan 1980), and λ⁺ ≤ ‖M‖_∞. Then ρ ≈ 1 − 1.9/κ⁺ with κ⁺ = λ⁺/λ_min, so about log₂(κ⁺ ln(1/ε)/1.9) steps: 13 for
 κ⁺ = 1000 and ε = 10⁻⁵.
 
-Warm start X₀ = the last inverse, which contracts if and only if ρ(I − X₀M) < 1. R is similar to a symmetric matrix, so
-tr(R₁²) = Σ ρᵢ⁴ < 1 after one step proves it at the cost of n² operations, on the device; members that fail it start cold.
+Warm start X₀ = αX, X the last inverse. XM is similar to a symmetric definite matrix, with most eigenvalues near 1 and, where
+a batch brought a direction that was not there before, a few far above, λ⁺ at most; above 2 the iteration would run away with
+α = 1. So α = 2/(1.1λ⁺ + 1) where λ⁺ > 1.5, else 1, with λ⁺ by six products with a vector (power iteration from the largest row
+of R). From the first step on R has eigenvalues ρ² ≥ 0, so 0 ≤ XM ≤ I: what has not converged makes solutions shorter.
+A start that is no inverse of anything like M (tr(R₁²) ≥ n after a step) is replaced by a cold one, on the device.
 Early steps need few digits, as the iteration corrects itself: they may run in bfloat16.
 """
 
@@ -26,14 +29,16 @@ from heatbath.solvers.inverse import Inverse, apply_inverse, invert_diagonal
 from heatbath.solvers.products import finite_members, members
 from heatbath.work import Work, elementwise, matmul
 
+POWER_STEPS = 6
+
 
 @dataclass(frozen=True)
 class NewtonSchulz(Solver[Inverse]):
     """Invert by 2 · steps + 1 products of n × n matrices; takes `Dense` and `Diagonal` operators.
 
-    Prefer it on accelerators, whose products are fast, and for refreshes so frequent that the last inverse is close: then two
-    or three warm steps do. Members that have to start cold at a warm refresh need as many steps as at the first one:
-    `Guarded` catches those that do not get there.
+    Prefer it on accelerators, whose products are fast, and for refreshes so frequent that the last inverse is close: then three
+    to four warm steps do. Members that have to start cold at a warm refresh need as many steps as at the first one: `Guarded`
+    catches those that do not get there, `WarmStarted` hands them to Cholesky.
 
     Args:
         steps: at a cold start.
@@ -76,7 +81,9 @@ class NewtonSchulz(Solver[Inverse]):
         steps = self.steps
         if isinstance(last, Dense) and warm:
             steps, x = self.warm_steps or steps, last.matrix.to(matrix)
-            r = identity - self._product(x, matrix, low=steps > self.polish)
+            product = self._product(x, matrix, low=steps > self.polish)
+            warm_factor = warm_scale(product)[..., None, None]
+            x, r = warm_factor * x, identity - warm_factor * product
         else:
             x, r = scale * identity, identity - scale * matrix
         for step in range(steps):
@@ -84,7 +91,7 @@ class NewtonSchulz(Solver[Inverse]):
             x = x + self._product(r, x, low=low)
             r = identity - self._product(x, matrix, low=low and step + 1 < steps - self.polish)
             if warm and step == 0:
-                contracts = ((r * r.mT).sum((-2, -1)) < 1)[..., None, None]
+                contracts = ((r * r.mT).sum((-2, -1)) < operator.size)[..., None, None]
                 x = torch.where(contracts, x, scale * identity)
                 r = torch.where(contracts, r, identity - scale * matrix)
         residual = r.flatten(-2).norm(dim=-1) / math.sqrt(operator.size)
@@ -120,8 +127,23 @@ def cold_scale(matrix: Tensor) -> Tensor:
     return 2 / (largest + torch.maximum(mean - spread, largest / 20))
 
 
+def warm_scale(product: Tensor) -> Tensor:
+    """α of a warm start, `[*stack]`, from XM `[*stack, n, n]`; 1 where XM is zero or no number."""
+    residual = torch.eye(product.shape[-1], dtype=product.dtype, device=product.device) - product
+    largest_row = residual.square().sum(-1).argmax(-1)[..., None, None].expand(*product.shape[:-2], 1, product.shape[-1])
+    v = residual.gather(-2, largest_row)
+    largest = torch.zeros_like(product[..., 0, 0])
+    for _ in range(POWER_STEPS):
+        image = v @ product
+        largest = (image.norm(dim=-1) / v.norm(dim=-1).clamp_min(torch.finfo(v.dtype).tiny)).squeeze(-1)
+        v = image / image.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
+    return torch.where(torch.isfinite(largest) & (largest > 1.5), 2 / (1.1 * largest + 1), 1.0)
+
+
 def _work(operator: Operator, steps: int, warm: bool) -> Work:
     """Two products a step, one for the residual of a warm start (a cold start's takes none), and passes over n² numbers."""
     n = operator.size
-    products = 2 * steps + (1 if warm else 0)
-    return (Work.of(matmul(n, n, n), products) + Work.of(elementwise(n * n, 2), steps + 2)) * members(operator)
+    work = Work.of(matmul(n, n, n), 2 * steps) + Work.of(elementwise(n * n, 2), steps + 2)
+    if warm:
+        work = work + Work.of(matmul(n, n, n)) + Work.of(matmul(1, n, n), POWER_STEPS)
+    return work * members(operator)

@@ -1,9 +1,9 @@
 """Inverses that are followed: a few products from the last inverse, a factorization where there is none.
 
 Between two refreshes M moves little, so the last inverse X₀ is near the new one: with R = I − X₀M and ‖R‖ = ρ < 1, k steps of
-Newton–Schulz leave ρ^(2ᵏ) after 2k + 1 products of n × n matrices (Schulz 1933). A product runs at an accelerator's full speed
-and a factorization far below it, so that 5 products are cheaper there; on a CPU, where both run alike, they are not:
-2(2k + 1)n³ operations against n³ for Cholesky with inverse.
+Newton–Schulz leave ρ^(2ᵏ) after 2k + 1 products of n × n matrices (`newton_schulz`). A product runs at an accelerator's full
+speed and a factorization far below it; on a CPU, where both run alike, 2(2k + 1)n³ operations do not pay against the n³ of
+Cholesky with inverse.
 
 The residual is measured on the device. A member that misses the tolerance (damping or curvature jumped) is reported as
 INACCURATE, and its value must not be used. Nobody waits to hear of it: the optimizer keeps that member's last inverse, reads
@@ -39,7 +39,7 @@ class WarmStarted(Solver[Inverse]):
         cold: how to start, and to start again.
     """
 
-    inner: NewtonSchulz = field(default_factory=lambda: NewtonSchulz(warm_steps=3))
+    inner: NewtonSchulz = field(default_factory=lambda: NewtonSchulz(warm_steps=4, tolerance=1e-2))
     cold: Cholesky = field(default_factory=Cholesky)
 
     def prepare(
