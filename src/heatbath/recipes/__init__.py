@@ -6,12 +6,25 @@ from types import MappingProxyType
 from heatbath.experiments import Experiment
 from heatbath.recipes.char_gpt import char_gpt as char_gpt
 from heatbath.recipes.char_lstm import char_lstm as char_lstm
+from heatbath.recipes.cora_gcn import cora_gcn as cora_gcn
 from heatbath.recipes.digits_cnn import digits_cnn as digits_cnn
 from heatbath.recipes.digits_mlp import digits_mlp as digits_mlp
 from heatbath.recipes.digits_small import digits_small as digits_small
 from heatbath.recipes.mnist_autoencoder import mnist_autoencoder as mnist_autoencoder
+from heatbath.recipes.molecules_gnn import molecules_gnn as molecules_gnn
+from heatbath.recipes.ogbg_gnn import ogbg_gnn as ogbg_gnn
 
-RECIPES: tuple[Callable[[], Experiment], ...] = (digits_mlp, digits_cnn, digits_small, mnist_autoencoder, char_gpt, char_lstm)
+RECIPES: tuple[Callable[[], Experiment], ...] = (
+    digits_mlp,
+    digits_cnn,
+    digits_small,
+    mnist_autoencoder,
+    char_gpt,
+    char_lstm,
+    molecules_gnn,
+    cora_gcn,
+    ogbg_gnn,
+)
 
 
 def recipe_functions() -> Mapping[str, Callable[[], Experiment]]:
