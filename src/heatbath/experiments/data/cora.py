@@ -36,7 +36,7 @@ def load_cora() -> Dataset:
         return karate_club(why=str(error).split(". ")[0])
     path = paths["cora.npz"]
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {key: torch.from_numpy(archive[key]) for key in archive.files}
         rows, columns = arrays["x_rows"].long(), arrays["x_cols"].long()
         features = torch.zeros(len(arrays["y"]), WORDS).index_put((rows, columns), arrays["x_vals"])

@@ -83,7 +83,7 @@ def load_toxcast() -> Dataset:
     paths, source = locate("molgraphs", TOXCAST)
     (path,) = paths.values()
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {key: torch.from_numpy(archive[key]) for key in archive.files if archive[key].dtype.kind == "i"}
         labels = arrays["y"].float()
         graphs = Graphs(
