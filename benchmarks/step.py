@@ -34,12 +34,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-
-import heatbath as hb
-from heatbath.experiments.environment import host, versions
 from step_contestants import CONTESTANTS, PACKAGES, Contestant, Trainer, state_bytes, version_of
 from step_floor import count
 from step_workloads import WORKLOADS, Workload
+
+import heatbath as hb
+from heatbath.experiments.environment import host, versions
 
 RESULTS = Path(__file__).parent / "results" / "step.json"
 BASELINE = "AdamW, foreach"

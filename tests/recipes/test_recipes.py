@@ -52,7 +52,8 @@ def test_model_loss_and_metrics_of_a_recipe_fit_its_data(name: str, nothing_at_h
     dataset = experiment.source.load()
     with torch.random.fork_rng(devices=[]):
         model = experiment.model()
-    *inputs, target = dataset.test.batch(torch.arange(2))
+    large = experiment.name == "vit-s16-imagenet"  # of the rest more, since graphs lack most labels
+    *inputs, target = dataset.test.batch(torch.arange(2 if large else min(64, len(dataset.test))))
     with torch.no_grad():
         output = model(*inputs)
         assert torch.isfinite(experiment.loss(output, target))
@@ -67,8 +68,7 @@ def test_a_set_that_stands_in_for_another_is_named_as_itself(name: str, nothing_
     source = recipes()[name].source
     dataset = source.load()
     if dataset.name != source.name:
-        assert "a stand-in, because the files of" in dataset.source
-        assert "ships with scikit-learn" in dataset.source
+        assert "a stand-in, because " in dataset.source
 
 
 @pytest.mark.slow

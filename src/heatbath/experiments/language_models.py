@@ -1,8 +1,8 @@
 """Networks that predict the next character: a small GPT and an LSTM.
 
 Both map codes `[B, T]` to logits `[B, T, V]` that see the characters up to their place only. The transformer is GPT-2's in
-small (Radford et al. 2019): pre-norm blocks, learned positions, GELU, weights from N(0, 0.02²), those that end a residual branch
-smaller by √(2 · depth). Embedding and read-out are not tied. Every parameter lies in a layer with a curvature rule.
+small (Radford et al. 2019): pre-norm blocks, learned positions, GELU, weights from N(0, 0.02²), those that end a residual
+branch smaller by √(2 · depth). Embedding and read-out are not tied. Every parameter lies in a layer with a curvature rule.
 """
 
 from __future__ import annotations

@@ -8,12 +8,15 @@ from heatbath.recipes.char_gpt import char_gpt as char_gpt
 from heatbath.recipes.char_lstm import char_lstm as char_lstm
 from heatbath.recipes.cifar_cnn import cifar_cnn as cifar_cnn
 from heatbath.recipes.cifar_vit import cifar_vit as cifar_vit
+from heatbath.recipes.cora_gcn import cora_gcn as cora_gcn
 from heatbath.recipes.curves_autoencoder import curves_autoencoder as curves_autoencoder
 from heatbath.recipes.digits_cnn import digits_cnn as digits_cnn
 from heatbath.recipes.digits_mlp import digits_mlp as digits_mlp
 from heatbath.recipes.digits_small import digits_small as digits_small
 from heatbath.recipes.faces_autoencoder import faces_autoencoder as faces_autoencoder
 from heatbath.recipes.mnist_autoencoder import mnist_autoencoder as mnist_autoencoder
+from heatbath.recipes.molecules_gnn import molecules_gnn as molecules_gnn
+from heatbath.recipes.ogbg_gnn import ogbg_gnn as ogbg_gnn
 from heatbath.recipes.vit_s16_imagenet import vit_s16_imagenet as vit_s16_imagenet
 
 RECIPES: tuple[Callable[[], Experiment], ...] = (
@@ -27,7 +30,10 @@ RECIPES: tuple[Callable[[], Experiment], ...] = (
     cifar_vit,
     char_gpt,
     char_lstm,
+    molecules_gnn,
+    cora_gcn,
     vit_s16_imagenet,
+    ogbg_gnn,
 )
 
 

@@ -240,6 +240,8 @@ def _host(url: str) -> str:
 
 
 def _download(remote: Remote, name: str, fetch: Fetch) -> Path:
+    if not remote.urls:
+        raise ConnectionError("there is no host to download them from")
     reasons = []
     for url in remote.urls:
         try:
