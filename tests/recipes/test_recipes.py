@@ -88,6 +88,21 @@ def test_k_fac_trains_every_parameter_of_a_recipe_and_lowers_its_loss(
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "code"), [("curves-autoencoder", 6), ("faces-autoencoder", 30)])
+def test_the_target_of_an_autoencoder_is_the_error_of_as_many_principal_components_as_its_code_has_units(
+    name: str, code: int
+) -> None:
+    dataset = recipes()[name].source.load()
+    if dataset.name == "digits-upscaled":
+        pytest.skip("needs the Olivetti faces: set HEATBATH_DATA")
+    train, test = (split.batch(torch.arange(len(split)))[0].double() for split in (dataset.train, dataset.test))
+    centred = train - train.mean(0)
+    components = torch.linalg.eigh(centred.T @ centred)[1][:, -code:]
+    rest = (test - train.mean(0)) @ (torch.eye(train.shape[1], dtype=torch.float64) - components @ components.T)
+    assert recipes()[name].target.value == pytest.approx(float(rest.square().sum(1).mean()), rel=3e-3)  # three digits
+
+
 def test_nothing_can_be_tuned_on_a_recipe_of_shapes_and_its_data_say_so() -> None:
     experiment = recipes()["vit-s16-imagenet"]
     assert experiment.source.shapes_only

@@ -22,7 +22,9 @@ def cifar_vit() -> Experiment:
         model=lambda: VisionTransformer(size=32, patch=4, width=96, depth=4, heads=4, hidden=384, classes=10),
         loss=F.cross_entropy,
         metrics={"test accuracy": accuracy, "test loss": F.cross_entropy},
-        target=Target("test accuracy", 0.5),
+        target=Target("test accuracy", 0.4),
+        # Held-out loss after 30 steps on the JPEG subset, one seed: AdamW over two values, K-FAC over four; adam and nadamw as
+        # adamw, the others untried. So few steps find what starts well: tune before comparing (`heatbath tune`).
         hyper={
             "sgd": Hyper(lr=0.1),
             "adam": Hyper(lr=1e-3),
@@ -30,7 +32,7 @@ def cifar_vit() -> Experiment:
             "nadamw": Hyper(lr=1e-3, weight_decay=1e-2),
             "muon": Hyper(lr=3e-3, momentum=0.95, weight_decay=1e-2),
             "soap": Hyper(lr=3e-3, momentum=0.95, weight_decay=1e-2, square_decay=0.95),
-            "kfac": Hyper(lr=0.05, damping=1e-3),
+            "kfac": Hyper(lr=0.05, damping=1e-3, kl_clip=0.1),
         },
         batch_size=128,
         steps=600,

@@ -1,7 +1,8 @@
 """CURVES by the deep autoencoder of Hinton & Salakhutdinov 2006, as in the Hessian-free and K-FAC papers.
 
 784-400-200-100-50-25-6 and back, tanh with a linear code, on binary cross-entropy: six numbers made each image, so a code of
-six can hold it. A step of batch 500 is about 2 GFLOP.
+six can hold it. A step of batch 500 is about 2 GFLOP. The target is the error of the six principal components of the training
+images; the mean image has 17.2, where training rests for long.
 """
 
 from __future__ import annotations
@@ -21,17 +22,20 @@ def curves_autoencoder() -> Experiment:
         model=lambda: autoencoder((784, 400, 200, 100, 50, 25, 6)),
         loss=reconstruction_loss,
         metrics={"test reconstruction error": reconstruction_error, "test loss": reconstruction_loss},
-        target=Target("test reconstruction error", 5.0, higher=False),
+        target=Target("test reconstruction error", 11.2, higher=False),
+        # Chosen on held-out training data, one seed: K-FAC by hand over some twenty settings of 100 to 600 steps, AdamW over
+        # four of 150 to 1,000 (only this one left the mean image), SGD and Muon over eight of 50; adam and nadamw as adamw,
+        # SOAP untried: tune before comparing (`heatbath tune`). Fisher and trust are in nats per image, as for MNIST.
         hyper={
             "sgd": Hyper(lr=1e-3),
-            "adam": Hyper(lr=1e-3),
-            "adamw": Hyper(lr=1e-3),
-            "nadamw": Hyper(lr=1e-3),
-            "muon": Hyper(lr=1e-3, momentum=0.95),
+            "adam": Hyper(lr=3e-3),
+            "adamw": Hyper(lr=3e-3),
+            "nadamw": Hyper(lr=3e-3),
+            "muon": Hyper(lr=0.01, momentum=0.95),  # and 200 steps, error 5.6; K-FAC 16.6 by then
             "soap": Hyper(lr=3e-3, momentum=0.95, square_decay=0.95),
-            "kfac": Hyper(lr=0.3, damping=1.0, kl_clip=100.0),
+            "kfac": Hyper(lr=1.0, damping=1.0, kl_clip=1000.0),
         },
         batch_size=500,
-        steps=500,
+        steps=1000,
         eval_every=25,
     )

@@ -2,7 +2,8 @@
 
 625-2000-1000-500-30 and back, tanh with a linear code and linear outputs, on squared error, for pixels here are real numbers of
 variance one. A step of batch 500 is about 21 GFLOP. The patches are re-made from the same faces
-(`experiments/data/olivetti.py`), so errors do not compare with the papers'.
+(`experiments/data/olivetti.py`), so errors do not compare with the papers'. The target is the error of the training
+patches' 30 principal components; the mean patch has 764, more than 625 because the people of the test patches are others.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ def faces_autoencoder() -> Experiment:
         model=lambda: autoencoder((625, 2000, 1000, 500, 30)),
         loss=gaussian_loss,
         metrics={"test reconstruction error": squared_error, "test loss": gaussian_loss},
-        target=Target("test reconstruction error", 60.0, higher=False),
+        target=Target("test reconstruction error", 148.0, higher=False),
+        # Chosen on held-out training data after 16 steps, one seed: AdamW over two values, K-FAC over two; adam and nadamw as
+        # adamw, the others untried: tune before comparing (`heatbath tune`).
         hyper={
             "sgd": Hyper(lr=1e-4),
             "adam": Hyper(lr=3e-4),
