@@ -159,10 +159,10 @@ def _setting(study: Quantization, findings: Findings) -> list[str]:
     spec = machine_spec(study.machine, None)
     lines = data_lines([run for point in findings.points[:3] for run in point.runs])
     lines.append(
-        f"Tuning: trials of {study.setting.steps} steps with seed 0 on nine tenths of the training examples, by the training "
-        f"loss at the end; compass search on one lattice for all. {adam.title} {adam.tuned.trials} trials, {sgd.title} "
-        f"{sgd.tuned.trials}, {digital.title} {digital.tuned.trials}, its control with huge damping {huge.tuned.trials}; at "
-        f"most {study.trials} each. K-FAC at other dampings searched its learning rate anew."
+        f"Tuning: trials of {study.setting.steps} steps of three seeds, of which the worst counts, on nine tenths of the "
+        f"training examples, by the training loss at the end; compass search on one lattice for all. {adam.title} "
+        f"{adam.tuned.trials} trials, {sgd.title} {sgd.tuned.trials}, {digital.title} {digital.tuned.trials}, its control with "
+        f"huge damping {huge.tuned.trials}; at most {study.trials} each. K-FAC at other dampings searched its rate anew."
     )
     lines.append(
         f"The machine ({spec.name}, {spec.matrix_bits} bits) takes over learning rate, damping and clip of digital K-FAC and "
