@@ -62,6 +62,11 @@ def test_machines_and_recipes_are_listed() -> None:
         ),
         (["study", "convergence", "digits-mpl"], "there is no recipe 'digits-mpl'"),
         (["study", "convergence", "digits-mlp", "--seeds", "0"], "at least 1 step and 1 seed"),
+        (["study", "quantization", "digits-mpl"], "there is no recipe 'digits-mpl'"),
+        (["study", "quantization", "digits-mlp", "--sweep", "heat"], "there is no sweep heat to vary"),
+        (["study", "batch-size", "digits-mpl"], "there is no recipe 'digits-mpl'"),
+        (["study", "batch-size", "digits-mlp", "--batch-size", "8"], "at least 3 different batch sizes"),
+        (["study", "batch-size", "digits-mlp", "--metric", "test loss"], "needs a value to reach: add --target"),
         (["report", "nowhere.jsonl"], "there is no record nowhere.jsonl"),
     ],
 )

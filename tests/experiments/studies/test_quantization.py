@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from heatbath.experiments import Choice, Hyper, Record, read_record
-from heatbath.experiments.studies import Grid, Quantization, Setting, quantization_page
+from heatbath.experiments.studies import Grid, Outcome, Quantization, Setting, quantization_page
 from heatbath.experiments.studies.grid import SWEEPS
 from heatbath.experiments.studies.quantization import Findings, Point, final_loss
 from heatbath.experiments.studies.quantization_figures import kept
+from heatbath.experiments.tuned import Tuned
 from heatbath.machines import MachineSpec, load_machine
 from tests.experiments import tasks
 
@@ -97,7 +98,7 @@ def test_a_study_run_again_repeats_nothing_and_a_lost_trial_is_made_anew(folder:
 @pytest.mark.slow
 def test_the_page_holds_what_the_records_hold(findings: Findings, tmp_path: Path) -> None:
     page = quantization_page(STUDY, findings).write(tmp_path / "page")
-    figures = {"bits", "sweeps", "anisotropy"} if findings.shares(findings.digital) else set()
+    figures = {"bits", "sweeps", "anisotropy"} if findings.shares(findings.digital) else {"anisotropy"}
     names = {path.name for path in page.parent.iterdir()}
     whole = {"README.md", "result.json", "trials.csv", "points.csv"}
     assert names == whole | {f"{name}.{end}" for name in figures for end in ("svg", "csv")}
@@ -153,6 +154,9 @@ def point(losses: Sequence[float], group: str = "grid", **report: float) -> Poin
     return Point(group, group, choice, [run(loss, report=dict(report)) for loss in losses], multiple=1.0)
 
 
+ONE_CELL = replace(STUDY, grid=Grid((8,), (8,), (1.0,), ("thermodynamic-inverse",), ()))
+
+
 def made(*points: Point) -> Findings:
     """AdamW at 3 and 5, K-FAC at 1 and 1."""
     plain = [point([3.0, 5.0], "baseline"), point([4.0, 4.0], "control"), point([1.0, 1.0], "digital")]
@@ -172,6 +176,23 @@ def test_where_kfac_is_no_better_there_is_nothing_to_keep() -> None:
     findings = Findings([], [point([3.0, 1.0], "baseline"), point([4.0, 4.0]), point([1.0, 1.0], "digital"), one])
     assert findings.shares(one) is None
     assert not kept(findings, one)
+    outcome = Outcome(Tuned(one.choice, 1.0, 1, 0, (), "x"), ("lr",), [])
+    page = quantization_page(ONE_CELL, replace(findings, tuning=[outcome] * 4))
+    assert "no benefit whose share could be kept" in page.answer[-1]
+    assert [picture.name for picture in page.pictures] == ["anisotropy"]
+
+
+def test_the_page_says_where_the_benefit_is_kept_by_the_machine_itself() -> None:
+    good, bad = point([1.0, 1.0]), point([3.0, 5.0])
+    outcome = Outcome(Tuned(good.choice, 1.0, 1, 0, (), "x"), ("lr",), [])
+    words = {}
+    for name, one in (("good", good), ("bad", bad)):
+        findings = replace(made(one), tuning=[outcome] * 4)
+        page = quantization_page(ONE_CELL, findings)
+        assert [picture.name for picture in page.pictures] == ["bits", "anisotropy"]
+        words[name] = page.answer[2]
+    assert "90% kept in 1 of 1 cells (8 read bits: from 8 matrix bits)" in words["good"]
+    assert "90% kept in 0 of 1 cells." in words["bad"]
 
 
 def test_the_loss_at_the_end_is_a_mean_of_the_last_five_and_infinite_for_what_diverged() -> None:

@@ -91,9 +91,7 @@ def _region(study: Quantization, findings: Findings) -> list[str]:
             points = _grid_points(findings, solver, multiple)
             good = [point for point in points if kept(findings, point)]
             handed = sum(point.digital_share > MOSTLY for point in points)
-            text = (
-                f"**{TITLES[solver]}, damping × {multiple:g}**: at least {KEPT:.0%} kept in {len(good)} of {len(points)} cells"
-            )
+            text = f"**{TITLES[solver]}, damping × {multiple:g}**: {KEPT:.0%} kept in {len(good)} of {len(points)} cells"
             if good:
                 text += f" ({_coarsest(study, good)})"
             if handed:
