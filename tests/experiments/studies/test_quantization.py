@@ -245,5 +245,7 @@ def test_a_grid_of_what_is_not_there_is_refused(wrong: dict[str, tuple[object, .
 def test_settings_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1 seed and 1 trial, got 0 and 3"):
         replace(STUDY, seeds=0)
+    with pytest.raises(ValueError, match="a search takes 1 to 5 seeds, got 6"):
+        replace(STUDY, search_seeds=6)
     with pytest.raises(ValueError, match="a study needs at least 1 step, got 0"):
         Setting(tasks.experiment, steps=0)

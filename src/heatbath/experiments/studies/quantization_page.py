@@ -157,7 +157,7 @@ def _setting(study: Quantization, findings: Findings) -> list[str]:
     spec = machine_spec(study.machine, None)
     lines = data_lines([run for point in findings.points[:3] for run in point.runs])
     lines.append(
-        f"Tuning: trials of {study.setting.steps} steps of three seeds, of which the worst counts, on nine tenths of the "
+        f"Tuning: trials of {study.setting.steps} steps with {_count(study.search_seeds)}, on nine tenths of the "
         f"training examples, by the training loss at the end; compass search on one lattice for all. {adam.title} "
         f"{adam.tuned.trials} trials, {sgd.title} {sgd.tuned.trials}, {digital.title} {digital.tuned.trials}, its control with "
         f"huge damping {huge.tuned.trials}; at most {study.trials} each. K-FAC at other dampings searched its rate anew."
@@ -191,6 +191,10 @@ def _setting(study: Quantization, findings: Findings) -> list[str]:
             f"scale, {spec.volts:g} V, out of the heat of a cell of {spec.capacitance:g} F takes {kelvin:.1e} K."
         )
     return lines
+
+
+def _count(seeds: int) -> str:
+    return "one seed" if seeds == 1 else f"{seeds} seeds, of which the worst counts"
 
 
 # --- tables --------------------------------------------------------------------------------------------------------------
