@@ -63,6 +63,11 @@ def test_machines_and_recipes_are_listed() -> None:
         (["study", "convergence", "digits-mpl"], "there is no recipe 'digits-mpl'"),
         (["study", "convergence", "digits-mlp", "--seeds", "0"], "at least 1 step, 1 seed and 1 trial"),
         (["report", "nowhere.jsonl"], "there is no file or folder nowhere.jsonl"),
+        (["study", "quantization", "digits-mpl"], "there is no recipe 'digits-mpl'"),
+        (["study", "quantization", "digits-mlp", "--sweep", "heat"], "there is no sweep heat to vary"),
+        (["study", "batch-size", "digits-mpl"], "there is no recipe 'digits-mpl'"),
+        (["study", "batch-size", "digits-mlp", "--batch-size", "8"], "at least 3 different batch sizes"),
+        (["study", "batch-size", "digits-mlp", "--metric", "test loss"], "needs a value to reach: add --target"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(words: list[str], message: str) -> None:

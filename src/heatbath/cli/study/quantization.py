@@ -18,6 +18,7 @@ def quantization(
     seeds: Annotated[int, typer.Option(help="Runs of every point.")] = 2,
     batch_size: Annotated[int | None, typer.Option(help="Training examples per step; by default the recipe's.")] = None,
     trials: Annotated[int, typer.Option(help="The most trials of one search.")] = 40,
+    search_seeds: Annotated[int, typer.Option(help="Runs of every trial, of which the worst counts.")] = 3,
     matrix_bits: Annotated[list[int] | None, typer.Option(help="Bits of a matrix entry. Default 4, 6, 8, 12.")] = None,
     read_bits: Annotated[list[int] | None, typer.Option(help="Bits of the read converters. Default 4, 6, 8, 12.")] = None,
     damping: Annotated[list[float] | None, typer.Option(help="Multiples of the tuned damping. Default 0.1, 1, 10.")] = None,
@@ -46,7 +47,7 @@ def quantization(
             () if sweep == ["none"] else tuple(sweep or default.sweeps),
         )
         setting = Setting(function, function().steps if steps is None else steps, batch_size)
-        study = Quantization(setting, grid, machine=machine, seeds=seeds, trials=trials)
+        study = Quantization(setting, grid, machine, seeds=seeds, trials=trials, search_seeds=search_seeds)
         folder = runs or Path("runs") / f"quantization-{recipe}"
         terminal = console()
         with trial_bar(terminal, total=None) as watch:

@@ -1,7 +1,8 @@
 """Where a study makes its trials: one setting, one folder, names that say what a trial is.
 
-Hyper-parameters are searched by compass search on held-out training data, with seed 0; what was found is then run anew on all
-training data, seeds 1, 2, …, with which every optimizer shares start and batches, and measured on the test split.
+Hyper-parameters are searched by compass search on held-out training data, with seed 0, or with several seeds: then a trial is
+as good as its worst run, so that what is found is not the luck of one start. What was found is then run anew on all training
+data, with seeds of which every optimizer has the same start and batches, and measured on the test split.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ class Bench:
         watch: as in `run_trials`.
         prefix: of the names of trials, where one folder holds several settings.
         rank: what is searched for, lower is better.
+        search_seeds: runs of each trial of a search, of which the worst counts.
         tuning: how a trial of the search ends.
         ending: how a run ends.
     """
@@ -101,6 +103,7 @@ class Bench:
     watch: Watch = unwatched
     prefix: str = ""
     rank: Score = score
+    search_seeds: Sequence[int] = (0,)
     tuning: Ending = field(default_factory=Ending)
     ending: Ending = field(default_factory=Ending)
 
@@ -118,10 +121,11 @@ class Bench:
         tried: list[Record] = []
 
         def measure(choices: Sequence[Choice]) -> list[Record]:
-            trials = [self._search_trial(c, names) for c in choices]
+            trials = [self._search_trial(c, names, seed) for c in choices for seed in self.search_seeds]
             records = run_trials(trials, self.folder, jobs=self.jobs, watch=self.watch)
             tried.extend(records)
-            return records
+            width = len(self.search_seeds)
+            return [max(records[i : i + width], key=self.rank) for i in range(0, len(records), width)]
 
         return Outcome(compass(choice, how, measure, rank=self.rank), names, tried)
 
@@ -139,14 +143,15 @@ class Bench:
         records = {r.name: r for r in run_trials(plan, self.folder, jobs=self.jobs, watch=self.watch)}
         return {name: [records[self._run_name(name, seed)] for seed in seeds] for name in choices}
 
-    def _search_trial(self, choice: Choice, names: Sequence[str]) -> Trial:
+    def _search_trial(self, choice: Choice, names: Sequence[str], seed: int) -> Trial:
         values = "-".join(f"{name}{getattr(choice.hyper, name):g}" for name in names)
         setting = self.setting
         return Trial(
-            f"{self.prefix}tune-{choice.label}-{values}",
+            f"{self.prefix}tune-{choice.label}-{values}" + (f"-seed{seed}" if len(self.search_seeds) > 1 else ""),
             setting.recipe,
             choice,
             steps=setting.steps,
+            seed=seed,
             held_out=True,
             batch_size=setting.batch_size,
             eval_every=setting.eval_every if self.tuning.target else setting.steps,

@@ -1,10 +1,10 @@
 """How coarse, noisy, hasty and unequal a machine may be before K-FAC on it is no better than Adam.
 
 What is measured, and what is tuned for, is the training loss at the end, L, the mean of the last steps. Digital K-FAC is tuned
-over learning rate, damping and clip, AdamW and SGD likewise with at least as many trials. At some multiples of the best damping
-the learning rate of digital K-FAC is tuned anew. The machine then takes over damping, clip and learning rate as they are, and
-its matrix bits and read bits are varied together, at each of these dampings; then, at the best damping and with the machine's
-own converters, one imperfection at a time.
+over learning rate, damping and clip, AdamW and SGD likewise with at least as many trials, of a few runs each, of which the
+worst counts. At some multiples of the best damping the learning rate of digital K-FAC is tuned anew. The machine then takes
+over damping, clip and learning rate as they are, and its matrix bits and read bits are varied together, at each of these
+dampings; then, at the best damping and with the machine's own converters, one imperfection at a time.
 
 The share of the benefit that is kept,
 
@@ -36,6 +36,8 @@ from heatbath.solvers import Outcome as Outcomes
 
 CONTROL_AXES = ("lr", "momentum")
 HUGE = 1e9  # of the tuned damping: factors damped so are multiples of the identity to float32's precision
+SEARCH_SEEDS = (0, 101, 102, 103, 104)  # of a search, the first few of them
+ENDING = Ending(preconditioner=True)
 SMOOTH, SMOOTH_SHARE = 5, 10  # the loss at the end is a mean over a tenth of the steps, at least five
 
 
@@ -145,9 +147,10 @@ class Quantization:
         machine: a preset or file.
         seeds: runs of each point.
         trials: the most that a search may make for one optimizer.
+        search_seeds: runs of each of them, of which the worst counts: the lowest loss of one start is often beside a cliff.
 
     Raises:
-        ValueError: seeds or trials below 1.
+        ValueError: seeds or trials below 1, or more search seeds than there are.
     """
 
     setting: Setting
@@ -155,8 +158,11 @@ class Quantization:
     machine: str | None = None
     seeds: int = 2
     trials: int = 40
+    search_seeds: int = 3
 
     def __post_init__(self) -> None:
+        if not 1 <= self.search_seeds <= len(SEARCH_SEEDS):
+            raise ValueError(f"a search takes 1 to {len(SEARCH_SEEDS)} seeds, got {self.search_seeds}")
         if self.seeds < 1 or self.trials < 1:
             raise ValueError(f"the study needs at least 1 seed and 1 trial, got {self.seeds} and {self.trials}")
 
@@ -169,7 +175,9 @@ class Quantization:
             watch: as in `run_trials`.
         """
         setting = replace(self.setting, eval_every=self.setting.steps)
-        bench = Bench(setting, folder, jobs, watch, rank=by_final_loss, ending=Ending(preconditioner=True))
+        bench = Bench(
+            setting, folder, jobs, watch, rank=by_final_loss, search_seeds=SEARCH_SEEDS[: self.search_seeds], ending=ENDING
+        )
         tuning = self._tuned(bench)
         named = {
             "adamw": Point("baseline", "AdamW", tuning[0].tuned.choice, ()),

@@ -34,9 +34,16 @@ def kept(findings: Findings, point: Point) -> bool:
 
 
 def pictures(study: Quantization, findings: Findings) -> list[Picture]:
-    """All pictures with their data; none without a benefit to keep a share of."""
+    """All pictures with their data; without a benefit to keep a share of, one of losses."""
+    beside = Picture(
+        "anisotropy",
+        f"{_level_name(findings)} against the distance of the preconditioner from one learning rate for each block; hollow: "
+        "the digital fallback solved",
+        _anisotropy(findings),
+        points_csv(findings, findings.points),
+    )
     if findings.shares(findings.digital) is None:
-        return []
+        return [beside]
     found = [
         Picture(
             "bits",
@@ -45,12 +52,7 @@ def pictures(study: Quantization, findings: Findings) -> list[Picture]:
             _grids(study, findings),
             points_csv(findings, [p for p in findings.points if p.group == "grid"]),
         ),
-        Picture(
-            "anisotropy",
-            "share of the benefit kept against the distance of the preconditioner from one learning rate for each block",
-            _anisotropy(findings),
-            points_csv(findings, findings.points),
-        ),
+        beside,
     ]
     if study.grid.sweeps:
         varied = [p for p in findings.points if p.group in SWEEPS]
@@ -164,7 +166,8 @@ def _sweep_line(axes: Axes, findings: Findings, name: str, solver: str, colour: 
 
 
 def _anisotropy(findings: Findings) -> Figure:
-    """Share against layer spread, on the horizontal axis of what damping takes away."""
+    """How good each point is against its layer spread, which damping takes away."""
+    share = findings.shares(findings.digital) is not None
     with style():
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = figure.add_subplot()
@@ -179,11 +182,11 @@ def _anisotropy(findings: Findings) -> Figure:
                 continue
             marker, colour = kinds[kind]
             title = PLAIN.get(kind) or TITLES[kind]
-            share = max(FLOOR, mean_share(findings, point))
+            level = max(FLOOR, mean_share(findings, point)) if share else fmean(point.losses) / fmean(findings.adam.losses)
             hollow = point.digital_share > MOSTLY
             axes.plot(
                 spread,
-                share,
+                level,
                 marker,
                 color=colour,
                 markerfacecolor="none" if hollow else colour,
@@ -193,14 +196,20 @@ def _anisotropy(findings: Findings) -> Figure:
                 label=None if title in seen else title,
             )
             seen.add(title)
-        for level, dash in ((1.0, ":"), (KEPT, "--"), (0.0, ":")):
+        for level, dash in ((1.0, ":"), *(((KEPT, "--"), (0.0, ":")) if share else ())):
             axes.axhline(level, color=INK, alpha=0.45, linewidth=0.9, linestyle=dash)
         axes.set_xscale("symlog", linthresh=1e-3)
+        axes.set_yscale("linear" if share else "log")
         axes.set_xlabel("layer spread of the preconditioner's eigenvalues (0: a learning rate for each block)")
-        axes.set_ylabel("share of benefit kept")
+        axes.set_ylabel(_level_name(findings))
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8, loc="best")
     return figure
+
+
+def _level_name(findings: Findings) -> str:
+    """What tells how good a point is."""
+    return "share of the benefit kept" if findings.shares(findings.digital) else "training loss over AdamW's"
 
 
 # --- the numbers ---------------------------------------------------------------------------------------------------------
