@@ -27,7 +27,7 @@ from heatbath.experiments.groups import Group, group
 from heatbath.experiments.records import Record
 
 COLOURS = ("#d55e00", "#2e8fd6", "#12a37a", "#b07ad1", "#c79a00", "#7a8794")
-DASHES = ("-", "--", ":", "-.")  # one for each time the colours are used up
+DASHES = ("-", "-", "--", ":", "-.", "-", "--", ":")  # later curves often lie on earlier ones, which must show through
 INK = "#012345"  # marks what takes the page's text colour
 RAW_POINTS = 120  # above this many points a mean is drawn over the raw curve
 LEGEND_ROW = 0.21  # inches
@@ -65,7 +65,7 @@ def curves(records: Sequence[Record], axis: Axis) -> Figure:
     with style():
         figure, axes = _canvas()
         for i, one in enumerate(group(records)):
-            colour, dash = COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]
+            colour, dash = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
             if len(one.records) == 1:
                 _line(axes, one, axis, colour=colour, dash=dash)
             else:
@@ -166,7 +166,7 @@ def band_curves(groups: Sequence[tuple[str, Sequence[Record]]], axis: Axis) -> F
     with style():
         figure, axes = _canvas()
         for i, (title, records) in enumerate(groups):
-            colour, dash = COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]
+            colour, dash = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
             _band(axes, title, _across(records, axis), colour=colour, dash=dash)
         _finish(axes, axis)
     return figure
