@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
@@ -139,11 +140,13 @@ def legend_above(axes: Axes, *, columns: int | None = None) -> None:
 
 
 def _target(axes: Axes, target: Target) -> None:
-    """Mark the target, and for a share that should approach 1 leave out the far beginning."""
+    """Mark the target, and for a share that comes near 1 leave out the far beginning."""
+    lines = [np.asarray(line.get_ydata(), dtype=float) for line in axes.get_lines()]
     axes.axhline(target.value, color=INK, alpha=0.5, linewidth=1, linestyle=(0, (4, 3)), label=f"target {target.value:g}")
     if target.higher and 0 < target.value < 1:
         room = 1 - target.value
-        axes.set_ylim(max(axes.get_ylim()[0], 1 - 6 * room), 1 + 0.2 * room)
+        if all(line[-1] > 1 - 6 * room for line in lines if len(line)):
+            axes.set_ylim(max(axes.get_ylim()[0], 1 - 6 * room), 1 + 0.2 * room)
 
 
 def _line(axes: Axes, one: Group, axis: Axis, *, colour: str, dash: str) -> None:
