@@ -101,3 +101,23 @@ def test_a_group_of_runs_is_its_mean_in_a_band_at_the_steps_they_share() -> None
     assert (axes.get_ylabel(), axes.get_yscale()) == ("training loss", "log")
     assert [line.get_label() for line in axes.get_lines()] == ["pair", "single"]
     assert list(axes.get_lines()[0].get_ydata()) == [2.0, 3.5]
+
+
+@pytest.mark.parametrize("end,lowest", [(0.96, 0.82), (0.4, 0.1)])
+def test_the_far_beginning_is_left_out_only_where_every_run_comes_near(end: float, lowest: float) -> None:
+    rows = [{"step": k, "loss": 1.0, "seconds": 0.0, "metrics": {"m": value}} for k, value in enumerate([0.1, end])]
+    setting = {"choice": {}, "dataset": {"name": "d"}, "batch_size": 1, "steps": 2, "seed": 0}
+    record = Record(Path("x"), {**setting, "target": {"metric": "m", "value": 0.97, "higher": True}}, rows)
+    (axes,) = curves([record], Axis("m")).axes
+    low, high = axes.get_ylim()
+    assert low == pytest.approx(lowest) if lowest > 0.5 else low < lowest
+    assert high > 0.97
+
+
+def test_seeds_of_one_setting_are_one_curve_in_a_band_with_all_data_in_the_file(records: list[Record]) -> None:
+    again = Record(records[0].path, {**records[0].header, "seed": 7}, records[0].rows)
+    (axes,) = curves([records[0], again, records[1]], Axis("test accuracy")).axes
+    assert [line.get_label() for line in axes.get_lines()][:2] == ["AdamW", "K-FAC, Cholesky"]
+    assert len(axes.collections) == 1
+    rows = list(csv.DictReader(io.StringIO(curves_csv([records[0], again], Axis("test accuracy")))))
+    assert {row["seed"] for row in rows} == {str(records[0].header["seed"]), "7"}

@@ -137,11 +137,10 @@ CONTRAST = """(() => {
 
 
 @needs_chromium
-@pytest.mark.parametrize("opened", [False, True])
-def test_a_real_browser_shows_the_page_on_laptop_and_phone_light_and_dark(text: str, tmp_path: Path, opened: bool) -> None:
+def test_a_real_browser_shows_the_page_on_laptop_and_phone_light_and_dark(text: str, tmp_path: Path) -> None:
     """Nothing to complain of, nothing wider than the screen, all figures drawn, text at the contrast of WCAG 2.2 (4.5 to 1)."""
     page = tmp_path / "page.html"
-    page.write_text(text.replace("<details>", "<details open>") if opened else text, encoding="utf-8")
+    page.write_text(text, encoding="utf-8")
     with browser() as chromium:
         grounds = set()
         for width in (390, 1280):
@@ -149,9 +148,11 @@ def test_a_real_browser_shows_the_page_on_laptop_and_phone_light_and_dark(text: 
                 chromium.look(page, width=width, dark=dark)
                 assert chromium.complaints == []
                 assert chromium.evaluate("innerWidth") == width
-                assert chromium.evaluate("document.documentElement.scrollWidth") <= width
                 assert chromium.evaluate(DRAWN) == 7
-                assert chromium.evaluate(CONTRAST) >= 4.5
+                for opened in ("false", "true"):
+                    chromium.evaluate(f"document.querySelectorAll('details').forEach(part => part.open = {opened})")
+                    assert chromium.evaluate("document.documentElement.scrollWidth") <= width
+                    assert chromium.evaluate(CONTRAST) >= 4.5
                 grounds.add((dark, chromium.evaluate("getComputedStyle(document.body).backgroundColor")))
         assert len(grounds) == 2
         assert len({colour for _, colour in grounds}) == 2

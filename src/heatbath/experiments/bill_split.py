@@ -14,6 +14,10 @@ from heatbath.experiments.page_parts import Picture, Table
 from heatbath.experiments.plots import COLOURS, INK, legend_above, logarithmic, style
 
 Bills = Sequence[tuple[str, Bill]]  # a title and the bill of one step each
+NOTE = (
+    "Mean over a run, refreshes included. Upload sends matrices; drive sends drives and results, convert is what converters "
+    "take, each as far as settling and reading do not hide it; settle waits for the machine, read reads it."
+)
 MARKS = ("o", "s", "^", "v", "D", "P", "X", "*")
 
 
@@ -48,6 +52,7 @@ def bill_tables(bills: Bills) -> dict[str, Table]:
         f"Predicted {quantity.name} of one step": Table(
             ["optimizer", *parts, "total"],
             [[title, *(quantity.cell(bill, part) for part in (*parts, "total"))] for title, bill in bills],
+            NOTE if quantity is TIME and len(parts) > 1 else "",
         )
         for quantity in (TIME, ENERGY)
     }

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
@@ -27,7 +28,7 @@ from heatbath.experiments.groups import Group, group
 from heatbath.experiments.records import Record
 
 COLOURS = ("#d55e00", "#2e8fd6", "#12a37a", "#b07ad1", "#c79a00", "#7a8794")
-DASHES = ("-", "--", ":", "-.")  # one for each time the colours are used up
+DASHES = ("-", "-", "--", ":", "-.", "-", "--", ":")  # later curves often lie on earlier ones, which must show through
 INK = "#012345"  # marks what takes the page's text colour
 RAW_POINTS = 120  # above this many points a mean is drawn over the raw curve
 LEGEND_ROW = 0.21  # inches
@@ -65,7 +66,7 @@ def curves(records: Sequence[Record], axis: Axis) -> Figure:
     with style():
         figure, axes = _canvas()
         for i, one in enumerate(group(records)):
-            colour, dash = COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]
+            colour, dash = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
             if len(one.records) == 1:
                 _line(axes, one, axis, colour=colour, dash=dash)
             else:
@@ -139,11 +140,13 @@ def legend_above(axes: Axes, *, columns: int | None = None) -> None:
 
 
 def _target(axes: Axes, target: Target) -> None:
-    """Mark the target, and for a share that should approach 1 leave out the far beginning."""
+    """Mark the target, and for a share that comes near 1 leave out the far beginning."""
+    lines = [np.asarray(line.get_ydata(), dtype=float) for line in axes.get_lines()]
     axes.axhline(target.value, color=INK, alpha=0.5, linewidth=1, linestyle=(0, (4, 3)), label=f"target {target.value:g}")
     if target.higher and 0 < target.value < 1:
         room = 1 - target.value
-        axes.set_ylim(max(axes.get_ylim()[0], 1 - 6 * room), 1 + 0.2 * room)
+        if all(line[-1] > 1 - 6 * room for line in lines if len(line)):
+            axes.set_ylim(max(axes.get_ylim()[0], 1 - 6 * room), 1 + 0.2 * room)
 
 
 def _line(axes: Axes, one: Group, axis: Axis, *, colour: str, dash: str) -> None:
@@ -166,7 +169,7 @@ def band_curves(groups: Sequence[tuple[str, Sequence[Record]]], axis: Axis) -> F
     with style():
         figure, axes = _canvas()
         for i, (title, records) in enumerate(groups):
-            colour, dash = COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]
+            colour, dash = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
             _band(axes, title, _across(records, axis), colour=colour, dash=dash)
         _finish(axes, axis)
     return figure

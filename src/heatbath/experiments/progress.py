@@ -8,9 +8,12 @@ from __future__ import annotations
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 from rich.text import Text
 
 from heatbath.experiments.records import Record, Row
+
+NARROW, SHORT = 100, 6  # columns of a terminal, and of its bars where it has fewer than that
 
 
 class TimeLeft(ProgressColumn):
@@ -46,12 +49,12 @@ class Display:
 
     def __init__(self, console: Console) -> None:
         self.progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
-            TimeLeft(),
+            TextColumn("[bold]{task.description}", table_column=Column(overflow="ellipsis", no_wrap=True, ratio=1)),
+            BarColumn(bar_width=SHORT if console.width < NARROW else None, table_column=Column(ratio=1)),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True)),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
+            TimeLeft(table_column=Column(no_wrap=True)),
             console=console,
             expand=True,
         )

@@ -1,0 +1,28 @@
+"""docs/architecture.md speaks of files that exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "heatbath"
+
+
+def rooms() -> dict[str, str]:
+    """What the section on files says of each room."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = page.split("\n## Files\n")[1].split("\n## ")[0]
+    return {part.split("`", 1)[0]: part.split("**", 1)[1] for part in section.split("\n- **`")[1:]}
+
+
+def test_every_room_with_several_files_is_described() -> None:
+    folders = {path.parent.name for path in SOURCE.glob("*/__init__.py")} - {"recipes"}
+    assert set(rooms()) == folders
+
+
+def test_every_file_that_is_named_exists() -> None:
+    for room, words in rooms().items():
+        for name in re.findall(r"`([a-z_]+)/?`", words):
+            if name not in ("map_tensors", "select", "to_plain"):
+                assert (SOURCE / room / f"{name}.py").exists() or (SOURCE / room / name).is_dir(), f"{room}/{name}"
