@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from heatbath.cli.study import convergence
+from heatbath.cli.study import convergence, runtime
 
 app = typer.Typer(help="Answer a question by many trials and one page. Kill a study at will: run again, it goes on.")
 
 app.command()(convergence.convergence)
+app.command()(runtime.runtime)
