@@ -8,7 +8,10 @@ from heatbath.experiments.studies.bench import Outcome as Outcome
 from heatbath.experiments.studies.bench import Setting as Setting
 from heatbath.experiments.studies.convergence import Convergence as Convergence
 from heatbath.experiments.studies.convergence_page import convergence_page as convergence_page
+from heatbath.experiments.studies.crossover import count_layers as count_layers
 from heatbath.experiments.studies.grid import Grid as Grid
 from heatbath.experiments.studies.page import Page as Page
 from heatbath.experiments.studies.quantization import Quantization as Quantization
 from heatbath.experiments.studies.quantization_page import quantization_page as quantization_page
+from heatbath.experiments.studies.runtime import Runtime as Runtime
+from heatbath.experiments.studies.runtime_page import runtime_page as runtime_page

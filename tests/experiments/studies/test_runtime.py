@@ -1,0 +1,261 @@
+"""Prices of steps against sums by hand, crossovers against brute force, counts that are made once."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from heatbath.costs import Digital
+from heatbath.experiments.studies import Runtime, runtime_page
+from heatbath.experiments.studies.crossover import best_digital, crossover, layer, seconds_of
+from heatbath.experiments.studies.networks import Network
+from heatbath.experiments.studies.runtime import Counted, count, methods, with_time_constant
+from heatbath.experiments.studies.step_bill import Hardware, by_fluctuations, refreshes, step_prices
+from heatbath.experiments.studies.step_work import StepWork
+from heatbath.experiments.studies.time_to_target import Arrival, arrivals, mean_steps, read_result
+from heatbath.machines import Machine, MachineSpec, load_machine, presets
+from heatbath.optim import Interval, Policy
+from heatbath.work import Job, Work, matmul
+
+SLOW = Digital("slow", "an example", flops_per_second=1e9, bytes_per_second=1e15, launch_seconds=1e-12, watts=2.0)
+SPEC = MachineSpec(name="m", tau=1e-3, bandwidth=1e6)
+MULTIPLY = Work.of(matmul(10, 10, 10))  # 2 µs on SLOW
+
+
+def job(drives: int = 0, upload: float = 0.0) -> Job:
+    settle = 5e-3 if drives else 0.0
+    return Job("m", 8, upload_bits=upload, drives=drives, settle_seconds=settle)
+
+
+STEP = StepWork(
+    passes=MULTIPLY * 5,
+    apply=MULTIPLY,
+    capture=MULTIPLY * 2,
+    refresh=MULTIPLY * 3,
+    programming=Work.of(job(upload=1000.0), 2),
+    inversion=Work.of(job(drives=8)),
+    first=Work.of(job(drives=3), 2),
+    second=Work.of(job(drives=4), 2),
+)
+
+
+def test_a_step_costs_the_sum_of_its_phases_and_a_share_of_its_refresh() -> None:
+    prices = step_prices(STEP, Hardware(SLOW, SPEC))
+    assert prices.always.seconds == pytest.approx(12e-6 + 3 * 5e-3 + 4 * 5e-3)
+    assert prices.renewed.seconds == pytest.approx(10e-6 + 1e-3 + 8 * 5e-3)
+    assert prices.per_step(10).seconds == pytest.approx(35.012e-3 + 41.010e-3 / 10)
+    assert prices.per_step(10).joules == pytest.approx(2.0 * (12e-6 + 1e-6))
+    assert prices.per_step(10).unstated_joules == {"upload", "settle"}
+    parts = prices.per_step(1).seconds_by_part
+    assert (parts["upload"], parts["settle"]) == pytest.approx((1e-3, 75e-3))
+
+
+def test_one_machine_serves_the_jobs_of_a_phase_in_turn() -> None:
+    prices = step_prices(STEP, Hardware(SLOW, SPEC, machines=1), passes=False)
+    assert prices.always.seconds == pytest.approx(2e-6 + 2 * 3 * 5e-3 + 2 * 4 * 5e-3)
+    assert prices.renewed.seconds == pytest.approx(6e-6 + 2 * 1e-3 + 8 * 5e-3)
+
+
+def test_machines_that_share_a_matrix_divide_the_drives() -> None:
+    prices = step_prices(STEP, Hardware(SLOW, SPEC, replicas=4), passes=False)
+    assert prices.always.seconds == pytest.approx(2e-6 + 1 * 5e-3 + 1 * 5e-3)
+    assert prices.renewed.seconds == pytest.approx(6e-6 + 1e-3 + 2 * 5e-3)
+
+
+def test_lower_precision_is_for_the_refresh_alone() -> None:
+    fast = Digital("fast", "an example", 1e10, 1e15, 1e-12)
+    prices = step_prices(STEP, Hardware(SLOW, SPEC, half=fast), half=True)
+    assert prices.always.seconds_by_part["digital"] == pytest.approx(12e-6)
+    assert prices.renewed.seconds_by_part["digital"] == pytest.approx(4e-6 + 0.6e-6)
+
+
+def test_a_run_counts_the_refreshes_of_its_growing_interval() -> None:
+    assert refreshes(10, Interval(4, patience=0)) == 3  # 0, 4, 8
+    assert refreshes(7, Interval(3, patience=2)) == 4  # lengths 1, 1, 2, 2, 3, 3, 3: steps 0, 1, 3, 6
+    prices = step_prices(STEP, Hardware(SLOW, SPEC))
+    run = prices.of_run(10, Interval(4, patience=0))
+    assert run.seconds == pytest.approx(10 * prices.always.seconds + 3 * prices.renewed.seconds)
+
+
+def test_inverting_by_fluctuations_asks_for_what_the_machine_counts() -> None:
+    spec = presets()["tngd-2024"]
+    step = StepWork(Work(), Work(), inversion=Work.of(Job("tngd-2024", 4, drives=4, settle_seconds=1e-6), 3))
+    (watched, machines), *none = by_fluctuations(step, spec, error=0.5).inversion.jobs.items()
+    assert (machines, none) == (3, [])
+    machine = Machine(spec)
+    programmed = machine.program(torch.eye(4, dtype=torch.float64))
+    reading = machine.read_covariance(programmed, reads=20, interval=1e-6, burn_in=50e-6)
+    (real,) = reading.work.jobs
+    assert vars(watched) == pytest.approx(vars(real))
+    with pytest.raises(ValueError, match=r"error must be positive, got 0"):
+        by_fluctuations(step, spec, error=0.0)
+
+
+@given(st.floats(0.5, 2.5), st.floats(2.6, 4.0), st.floats(1.0, 4.0))
+def test_a_crossover_is_where_brute_force_finds_it(slow: float, steep: float, decades: float) -> None:
+    sizes = [10, 30, 100, 300, 1000, 3000, 10000]
+
+    def incumbent(n: float) -> float:
+        return float(n**steep)
+
+    def challenger(n: float) -> float:
+        return float(10 ** (decades * (steep - slow)) * n**slow)
+
+    found = crossover(sizes, [challenger(n) for n in sizes], [incumbent(n) for n in sizes])
+    first = next((n for n in range(10, 10001) if challenger(n) <= incumbent(n)), None)
+    if first is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert first - 1 <= found + 1e-6 and found - 1e-6 <= first
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)), min_size=1, max_size=8))
+def test_a_crossover_leaves_no_size_behind_it_where_the_challenger_is_slower(curves: list[tuple[float, float]]) -> None:
+    sizes = [2**k for k in range(len(curves))]
+    challenger, incumbent = zip(*curves, strict=True)
+    found = crossover(sizes, challenger, incumbent)
+    if found is None:
+        assert challenger[-1] > incumbent[-1]
+        return
+    at = [c <= i * (1 + 1e-12) for c, i in curves]
+    assert all(ok for n, ok in zip(sizes, at, strict=True) if n >= found)
+    before = [ok for n, ok in zip(sizes, at, strict=True) if n < found * (1 - 1e-12)]
+    assert not before or not before[-1]
+
+
+def test_curves_over_other_sizes_are_refused() -> None:
+    bad: list[tuple[Sequence[int], list[float], list[float]]] = [([], [], []), ([1, 2], [1.0], [1.0, 2.0])]
+    for sizes, challenger, incumbent in bad:
+        with pytest.raises(ValueError, match="curves over the same sizes"):
+            crossover(sizes, challenger, incumbent)
+
+
+def test_a_square_layer_has_two_factors_and_n_drives_a_side(tmp_path: Path) -> None:
+    wanted = [method for method in methods(presets()["tngd-2024"]) if method.name in ("solve", "cholesky")]
+    counted = count(layer(16), wanted, tmp_path)
+    step = counted.steps["solve"]
+    assert [(job.cells, n) for job, n in step.programming.jobs.items()] == [(16, 2)]
+    assert [(job.cells, job.drives, n) for job, n in (step.first + step.second).jobs.items()] == [(16, 16, 2)]
+    (method,) = (m for m in wanted if m.name == "solve")
+    spec = load_machine("tngd-2024")
+    upload, drives = 16 * 16 * 16 / 50e9, 16 * 50e-6
+    seconds = seconds_of(step, method, Hardware(SLOW, spec), 10)
+    digital = SLOW.seconds(step.apply) + SLOW.seconds(step.refresh) / 10
+    assert seconds == pytest.approx(2 * drives + upload / 10 + digital)
+    found, best = best_digital(counted, wanted, Hardware(SLOW, spec), 10)
+    assert best.name == "cholesky"
+    assert found == pytest.approx(
+        SLOW.seconds(counted.steps["cholesky"].apply) + SLOW.seconds(counted.steps["cholesky"].refresh) / 10
+    )
+
+
+def tiny() -> Network:
+    return Network(
+        "tiny",
+        "a tiny network",
+        "made here",
+        lambda: nn.Sequential(nn.Linear(4, 6)),
+        lambda: (torch.rand(8, 4), torch.zeros(8, dtype=torch.long)),
+        F.cross_entropy,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("counts")
+
+
+STUDY = Runtime([tiny()], load_machine("tngd-2024"), SLOW)
+
+
+@pytest.fixture(scope="module")
+def counted(folder: Path) -> list[Counted]:
+    return STUDY.run(folder)
+
+
+def test_counts_are_made_once_and_torn_or_foreign_files_anew(folder: Path, counted: list[Counted]) -> None:
+    fresh: list[str] = []
+
+    def watch(name: str, new: bool) -> None:
+        fresh.extend([name] if new else [])
+
+    assert STUDY.run(folder, watch=watch)[0].steps == counted[0].steps
+    assert fresh == []
+    whole = (folder / "tiny-sgd.json").read_text()
+    (folder / "tiny-sgd.json").write_text(whole[:50])
+    (folder / "tiny-adam.json").write_text(whole.replace("a tiny network", "another"))
+    (folder / "tiny-cholesky.json").unlink()
+    assert STUDY.run(folder, watch=watch)[0].steps == counted[0].steps
+    assert fresh == ["tiny-sgd", "tiny-adam", "tiny-cholesky"]
+
+
+@pytest.mark.slow
+def test_the_page_says_what_the_prices_say(counted: list[Counted], tmp_path: Path) -> None:
+    layers = {size: Counted(layer(size), counted[0].steps) for size in (64, 128)}
+    found = [Arrival("AdamW", [3, None], None, None)]
+    page = runtime_page(STUDY, counted, layers, arrivals={"a target": found}).write(tmp_path)
+    text, result = page.read_text(), json.loads((tmp_path / "result.json").read_text())
+    prices = step_prices(counted[0].steps["solve"], STUDY.hardware)
+    for every in (1, 10, 100):
+        assert result["networks"]["tiny"]["solve"][str(every)]["seconds"]["settle"] == pytest.approx(
+            prices.per_step(every).seconds_by_part["settle"]
+        )
+    assert "≥ " in text and "not stated" in text
+    assert "its forward pass is code" not in text and "Linear first and last" not in text  # the tiny one can be trained so
+    assert {p.stem for p in tmp_path.glob("*.svg")} == {p.stem for p in tmp_path.glob("*.csv")} == {
+        "step-time", "layer-time", "crossover", "sweeps",
+    }  # fmt: skip
+
+
+def test_time_to_target_is_steps_times_prices(tmp_path: Path) -> None:
+    plain = {"lr": 1.0, "damping": None, "kl_clip": None, "momentum": 0.9, "weight_decay": 0.0, "square_decay": 0.999}
+    adam = {"optimizer": "adam", "solver": None, "machine": None, **plain}
+    kfac = {**adam, "optimizer": "kfac", "solver": "cholesky", "damping": 1.0, "kl_clip": 1.0}
+    outcomes = [
+        {"title": "Adam", "choice": adam, "steps_to_baseline": {"x": [40, 60]}},
+        {"title": "K-FAC", "choice": kfac, "steps_to_baseline": {"x": [20, None]}},
+        {"title": "none", "choice": kfac, "steps_to_baseline": {"x": [None, None]}},
+    ]
+    (tmp_path / "result.json").write_text(json.dumps({"study": "convergence", "outcomes": outcomes}))
+    hardware = Hardware(SLOW, presets()["ideal"])
+    first, second, third = arrivals(read_result(tmp_path), tiny(), hardware, metric="x")
+    wanted = {m.name: m for m in methods(load_machine("tngd-2024"))}
+    steps = count(tiny(), [wanted["adam"], wanted["cholesky"]], tmp_path).steps
+    assert first.one is not None and second.one is not None
+    assert first.one.seconds == pytest.approx(50 * step_prices(steps["adam"], hardware).always.seconds)
+    prices = step_prices(steps["cholesky"], hardware)
+    due = refreshes(20, Policy().refresh)
+    assert second.one.seconds == pytest.approx(20 * prices.always.seconds + due * prices.renewed.seconds)
+    assert (mean_steps(first), mean_steps(second), mean_steps(third), third.one) == (50, 20, None, None)
+
+
+def test_wrong_settings_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"intervals between refreshes are 1 step or more, got \(0,\)"):
+        Runtime([tiny()], SPEC, SLOW, intervals=(0,))
+    with pytest.raises(ValueError, match="a fleet needs at least one machine, got machines=0"):
+        Hardware(SLOW, SPEC, machines=0)
+    with pytest.raises(ValueError, match=r"result.json cannot be read.*page of `heatbath study convergence`"):
+        read_result(tmp_path)
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(ValueError, match="is not of a convergence study"):
+        read_result(tmp_path)
+    with pytest.raises(ValueError, match="a time constant is positive, got 0"):
+        with_time_constant(SPEC, 0.0)
+
+
+def test_another_time_constant_keeps_the_noise() -> None:
+    spec = presets()["tngd-2024"]
+    fast = with_time_constant(spec, 1e-8)
+    assert (fast.time_constant, fast.noise) == pytest.approx((1e-8, spec.noise))
+    assert with_time_constant(SPEC, 2.0).tau == 2.0
+    assert math.isclose(spec.time_constant, 1e-6)
