@@ -67,12 +67,12 @@ def one_seed(seed: int, on_machine: bool, samples: int) -> tuple[list[Measured],
     return rows, facts
 
 
-def mean(rows: list[Measured], angle: int) -> dict[str, tuple[float, float]]:
-    """Mean and standard error over seeds."""
+def mean(rows: list[Measured], angle: int) -> dict[str, tuple[float, float | None]]:
+    """Mean and standard error over seeds; of one seed no error."""
     found = {}
     for name in COLUMNS:
         values = [getattr(row.by_angle[angle], name) for row in rows]
-        error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+        error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
         found[name] = (statistics.fmean(values), error)
     return found
 
@@ -110,7 +110,7 @@ def main() -> None:
         table = Table("predictions", *COLUMNS, title=f"digits turned by {ANGLES[angle]}°, {options.seeds} seeds")
         for name, rows in ways.items():
             numbers = mean(rows, angle)
-            table.add_row(f"{name} ({len(rows)})", *(f"{m:.3f} ± {e:.3f}" for m, e in numbers.values()))
+            table.add_row(f"{name} ({len(rows)})", *(f"{m:.3f} ± {e:.3f}" if e else f"{m:.3f}" for m, e in numbers.values()))
             data.append({"predictions": name, "angle": ANGLES[angle], "seeds": len(rows), **numbers})
         Console(width=120).print(table)
     print("each seed:", [{k: float(f"{v:.3g}") for k, v in facts.items()} for _, facts in seeds])
