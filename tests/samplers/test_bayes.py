@@ -143,6 +143,49 @@ def test_langevin_of_a_quadratic_energy_has_the_exact_variance():
     assert float(z.abs().max()) < 4
 
 
+def quadratic(spec: MachineSpec, chains: int = 4000) -> torch.Tensor:
+    draws = langevin(
+        lambda x: x,
+        torch.zeros(chains, 1, dtype=torch.float64),
+        spec=spec,
+        upload_bits=1.0,
+        reads=1,
+        interval=1e-6,
+        burn_in=20e-6,
+        step=0.5,
+        generator=noise(),
+    )
+    if spec.read_bits is not None and spec.noise > 0.05:
+        assert draws.notes["read_clipped"] > 0
+    return draws.values[0, :, 0]
+
+
+def test_readings_of_langevin_lie_on_the_levels_of_the_read_converter():
+    """Volts = x · 0.1; 5 bits have the step 1/15, so x has the step 10/15 and rounding adds step²/12 to the variance."""
+    values = quadratic(MachineSpec(name="coarse", tau=1e-6, noise_volts_rms=0.1, read_bits=5))
+    step = 10 / 15
+    torch.testing.assert_close(values / step, (values / step).round(), rtol=0, atol=1e-9)
+    z = (values.square().mean() / (1 + step**2 / 12) - 1) / (2 / 4000) ** 0.5
+    assert abs(float(z)) < 4
+
+
+def test_readings_of_langevin_carry_read_noise_and_clip_at_full_scale():
+    noisy = quadratic(MachineSpec(name="hiss", tau=1e-6, noise_volts_rms=0.1, read_noise_volts_rms=0.1))
+    assert abs(float(noisy.square().mean() / 2 - 1)) < 4 * (2 / 4000) ** 0.5
+    narrow = quadratic(MachineSpec(name="narrow", tau=1e-6, noise_volts_rms=0.5, read_bits=12))
+    assert float(narrow.abs().max()) == pytest.approx(2.0)
+
+
+def test_a_machine_of_few_bits_holds_other_inputs():
+    model = logistic(3)
+    step = float(model.inputs.abs().max()) / 7
+    held = model.rounded(4)
+    assert float((held.inputs - model.inputs).abs().max()) <= step / 2 * (1 + 1e-9)
+    torch.testing.assert_close(held.inputs / step, (held.inputs / step).round())
+    with pytest.raises(ValueError, match="at least 2 bits"):
+        model.rounded(1)
+
+
 def test_breast_cancer_is_separated_by_posterior_samples():
     """A real table: the Laplace posterior sampled on the machine predicts held-out tumours."""
     data = load_breast_cancer()
@@ -197,6 +240,11 @@ def test_a_precision_that_rounding_made_indefinite_is_refused():
         sample_gaussian(
             Gaussian(tight, torch.zeros(3).double()), coarse, reads=1, interval=1e-6, burn_in=1e-6, generator=noise()
         )
+
+
+def test_langevin_refuses_a_machine_without_noise():
+    with pytest.raises(ValueError, match="no noise to sample"):
+        quadratic(MachineSpec(name="silent", tau=1e-6))
 
 
 @pytest.mark.parametrize(("step", "message"), [(0.0, "step > 0"), (5.0, "ran away")])

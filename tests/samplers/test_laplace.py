@@ -13,6 +13,7 @@ from heatbath.samplers import (
     Laplace,
     fit_laplace,
     linear_regression,
+    most_predictive,
     predict_linearized,
     predict_sampled,
     sample_weights,
@@ -344,3 +345,18 @@ def test_a_precision_that_rounding_made_indefinite_is_refused():
     x = normal(40, 1, seed=0) + 0.05 * normal(40, 3, seed=1)  # three inputs that hardly differ
     with pytest.raises(ValueError, match="rounding made indefinite"):
         sample_weights_on(fit(batches=[(x, torch.arange(40) % 3)], prior=1e-4), coarse, 1, generator=noise())
+
+
+def test_the_most_predictive_prior_is_that_of_least_held_out_loss():
+    posterior, x = fitted("mlp")
+    labels = torch.tensor([0, 0, 1, 2, 2])
+    chosen = most_predictive(posterior, x, labels, lowest=1e-3, highest=1e3, count=13).priors["0"]
+
+    def loss(prior: float) -> float:
+        probabilities = predict_linearized(posterior.with_prior(prior), x).probit()
+        return float(torch.nn.functional.nll_loss(probabilities.log(), labels))
+
+    assert all(loss(chosen) <= loss(10.0**k) for k in (-3, -2, -1, 0, 1, 2, 3))
+    for wrong in ({"lowest": -1.0}, {"count": 1}, {"lowest": 2.0, "highest": 1.0}):
+        with pytest.raises(ValueError, match="0 < lowest < highest"):
+            most_predictive(posterior, x, labels, **wrong)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from heatbath.cli import demo, floors, lists, machine, report, solve, spice, study, train, tune
+from heatbath.cli import demo, floors, laplace, lists, machine, report, solve, spice, study, train, tune
 
 app = typer.Typer(
     help="Second-order training of neural networks on an emulated thermodynamic computer.",
@@ -49,6 +49,7 @@ app.add_typer(study.app, name="study", no_args_is_help=True)
 app.command()(report.report)
 app.command()(floors.floors)
 app.command()(solve.solve)
+app.command()(laplace.laplace)
 app.command()(spice.spice)
 app.add_typer(machine.app, name="machine")
 app.command()(lists.machines)

@@ -18,6 +18,7 @@ from heatbath.samplers.max_cut import Cut as Cut
 from heatbath.samplers.max_cut import cut_value as cut_value
 from heatbath.samplers.max_cut import max_cut as max_cut
 from heatbath.samplers.predictive import OutputPosterior as OutputPosterior
+from heatbath.samplers.predictive import most_predictive as most_predictive
 from heatbath.samplers.predictive import predict_linearized as predict_linearized
 from heatbath.samplers.predictive import predict_sampled as predict_sampled
 from heatbath.samplers.quadratic_program import Optimum as Optimum

@@ -10,19 +10,23 @@ drift is not linear, so there is no closed law, and the emulator steps in time. 
 
 whose stationary distribution errs by h² only (Euler–Maruyama: by h). Halve h to see what is left. Time is continuous on
 the machine: h is a property of the emulation, not of the bill.
+
+x is the voltage in units of √(1/β), that of a free cell of conductance 1. Readings go through the machine's read noise and
+read converter, and clip at full scale, in these units; the data the machine holds are rounded by `LogisticRegression.rounded`.
+Mismatch, dead cells, drift and rails are not emulated: they belong to a law of the matrix, and here there is none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from heatbath.machines import MachineSpec
-from heatbath.machines.converters import normal
+from heatbath.machines.converters import normal, quantize
 from heatbath.samplers.gaussian import Draws, Gaussian
 from heatbath.work import Job, Work
 
@@ -71,6 +75,16 @@ class LogisticRegression:
         hessian.diagonal().add_(self.prior**-2)
         return hessian
 
+    def rounded(self, bits: int) -> LogisticRegression:
+        """The model that a machine holds whose couplings have so many bits, sign included; full scale is the largest input.
+
+        Raises:
+            ValueError: fewer than two bits.
+        """
+        if bits < 2:
+            raise ValueError(f"couplings need at least 2 bits, sign included, got {bits}")
+        return replace(self, inputs=quantize(self.inputs, bits, self.inputs.abs().max())[0])
+
     def laplace(self, *, iterations: int = 50) -> Gaussian:
         """The Gaussian at the mode, found by Newton's method with halved steps.
 
@@ -107,7 +121,7 @@ def langevin(
     Args:
         gradient: ∇U of `[chains, n]`; scaled by the caller so that its largest curvature is about 1.
         start: first voltages, `[chains, n]`.
-        spec: the machine, for its time constant and its bill; its converters, mismatch and noise level are not emulated here.
+        spec: the machine: time constant, noise, read noise, read converter, bill.
         upload_bits: bits that program it, such as those of the data matrix.
         reads: samples of each chain.
         interval: seconds between reads.
@@ -116,8 +130,11 @@ def langevin(
         generator: source of randomness.
 
     Raises:
-        ValueError: no reads, times shorter than one step, a step that is not positive, or voltages that ran away.
+        ValueError: a machine without noise, no reads, times shorter than one step, a step that is not positive, or voltages
+            that ran away.
     """
+    if spec.noise == 0:
+        raise ValueError(f"machine {spec.name!r} has no noise to sample; give it a temperature or noise_volts_rms")
     tau = spec.time_constant
     each, first = round(interval / (step * tau)) if step > 0 else 0, round(burn_in / (step * tau)) if step > 0 else 0
     if reads < 1 or each < 1 or first < 1:
@@ -134,6 +151,7 @@ def langevin(
     values = torch.stack(rows)
     if not bool(torch.isfinite(values).all()):
         raise ValueError(f"voltages ran away at step h = {step}; it must stay below 2 over the largest curvature of the energy")
+    values, clipped = _read(values, spec, generator)
     n = shape[-1]
     job = Job(
         spec.name,
@@ -145,4 +163,15 @@ def langevin(
         read_seconds=interval * (reads - 1),
         conversions_out=n * reads,
     )
-    return Draws(values, Work.of(job, shape[0]), {"tier": f"Leimkuhler–Matthews, h = {step:g} τ"})
+    notes = {"tier": f"Leimkuhler–Matthews, h = {step:g} τ", "read_clipped": clipped}
+    return Draws(values, Work.of(job, shape[0]), notes)
+
+
+def _read(values: Tensor, spec: MachineSpec, generator: torch.Generator | None) -> tuple[Tensor, int]:
+    """Voltages as the machine reads them, and how many clipped."""
+    unit = spec.noise**0.5  # x = 1 over full scale
+    volts = unit * values
+    if spec.read_noise:
+        volts = volts + spec.read_noise**0.5 * normal(tuple(volts.shape), volts, generator)
+    measured, over = quantize(volts, spec.read_bits)
+    return measured / unit, int(over.sum())

@@ -74,6 +74,37 @@ def predict_linearized(posterior: Laplace, inputs: Tensor, *, chunk: int = 256) 
     return OutputPosterior(torch.cat(means), torch.cat(covariances))
 
 
+def most_predictive(
+    posterior: Laplace, inputs: Tensor, labels: Tensor, *, lowest: float = 1e-2, highest: float = 1e6, count: int = 33
+) -> Laplace:
+    """The posterior with the δ, one for all layers, under which held-out labels are most probable.
+
+    To be used where W* is no mode of a posterior (trained without a prior), so that the evidence misleads.
+
+    Args:
+        posterior: from `fit_laplace`.
+        inputs: held out, `[B, …]`.
+        labels: their classes, int64 `[B]`.
+        lowest: smallest δ that is tried.
+        highest: largest.
+        count: how many, evenly in log δ.
+
+    Raises:
+        ValueError: bounds that are not 0 < lowest < highest, fewer than two, or no held-out examples.
+    """
+    if not 0 < lowest < highest or count < 2 or not len(labels):
+        raise ValueError(
+            f"priors are tried between 0 < lowest < highest on one or more examples, got {lowest}, {highest}, {count} priors, "
+            f"{len(labels)} examples"
+        )
+
+    def loss(prior: float) -> float:
+        return float(F.nll_loss(predict_linearized(posterior.with_prior(prior), inputs).probit().log(), labels))
+
+    tried = torch.logspace(math.log10(lowest), math.log10(highest), count, dtype=torch.float64).tolist()
+    return posterior.with_prior(min(tried, key=loss))
+
+
 def predict_sampled(model: nn.Module, inputs: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
     """Outputs of a network with drawn weights, `[S, B, C]`.
 
