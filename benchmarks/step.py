@@ -187,7 +187,11 @@ def main() -> None:
         "date": date.today().isoformat(),
         "clock": options.clock,
         "environment": {**host(torch.device("cpu")), "packages": versions()},
-        "peers": {CONTESTANTS[n].package: version_of(str(CONTESTANTS[n].package)) for n in wanted if CONTESTANTS[n].package in PACKAGES},
+        "peers": {
+            CONTESTANTS[n].package: version_of(str(CONTESTANTS[n].package))
+            for n in wanted
+            if CONTESTANTS[n].package in PACKAGES
+        },
     }
     weights = sum(WORKLOADS[key].weight for key in options.only)
     for key in options.only:

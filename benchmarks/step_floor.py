@@ -54,7 +54,9 @@ def count(workload: Workload, policy: hb.Policy) -> Floor:
     model, (x, y) = workload.model(), workload.batch()
     optimizer = hb.KFAC(model, policy=policy)
     workload.loss(model(x), y).backward()
-    rows = [[c.rows for c, span in zip(s.sums.counts, s.sums.spans, strict=True) for _ in range(span)] for s in optimizer.stacks]
+    rows = [
+        [c.rows for c, span in zip(s.sums.counts, s.sums.spans, strict=True) for _ in range(span)] for s in optimizer.stacks
+    ]
     capture = refresh = application = 0.0
     optimizer.param_groups[0]["lr"] = 1e-30
     optimizer.step()
@@ -77,4 +79,3 @@ def _sizes(side: Operator) -> tuple[float, float, float]:
         pieces, size = side.blocks.shape[-3:-1]
         return pieces * size**2, pieces * size**3, size
     return 0.0, 0.0, 0.0
-

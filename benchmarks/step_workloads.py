@@ -85,7 +85,14 @@ class Transformer(nn.Module):
 
 def convolutional() -> nn.Module:
     """Two convolutions of 3×3 on 32×32 images, and one linear layer of 4096 → 10."""
-    halves = [nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    halves = [
+        nn.Conv2d(3, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+    ]
     return nn.Sequential(*halves, nn.Flatten(), nn.Linear(4096, 10))
 
 
@@ -118,7 +125,9 @@ def _images(count: int = 1000) -> tuple[Tensor, Tensor]:
 WORKLOADS: dict[str, Workload] = {
     "a2": Workload("2 transformer blocks, d = 192, 16×128 tokens", lambda: Transformer(2), _text, next_byte, 1.35, 0.8),
     "a6": Workload("6 transformer blocks, d = 192, 16×128 tokens", lambda: Transformer(6), _text, next_byte, 1.35, 1.8),
-    "b": Workload("MLP 784-1024-1024-10, batch 1024", lambda: mlp((784, 1024, 1024, 10)), lambda: _classes(1024, 784), goal=2.0),
+    "b": Workload(
+        "MLP 784-1024-1024-10, batch 1024", lambda: mlp((784, 1024, 1024, 10)), lambda: _classes(1024, 784), goal=2.0
+    ),
     "c": Workload("CNN with a layer 4096→10, batch 64", convolutional, lambda: _classes(64, 3, 32, 32), goal=1.5, weight=0.6),
     "d": Workload("autoencoder 784-1000-500-250-30 and back, batch 1000", autoencoder, _images, reconstruction, 2.0),
 }
