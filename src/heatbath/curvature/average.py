@@ -49,7 +49,7 @@ def update_average(
 
     def lerp(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         shape = (-1,) + (1,) * (old.ndim - 1)
-        return torch.lerp(old, torch.where(finite.view(shape), new, 0.0), weight.view(shape).expand_as(old))
+        return torch.lerp(old, new.nan_to_num(0.0, 0.0, 0.0), weight.view(shape))
 
     return map_tensors(lerp, mean, batch)
 

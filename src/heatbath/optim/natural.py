@@ -321,16 +321,16 @@ class NaturalGradient(torch.optim.Optimizer):
         count = self._count()
         grads = self.layout.packing.gather([count * group["l2"] for group in self.param_groups], self.layout.absent)
         grads = {i: grad / count if count > 1 else grad for i, grad in grads.items()}
-        natural = {}
+        natural, trusted = {}, {}
         for i, grad in grads.items():
             stack = self.stacks[i]
             solution = self.solver.solve(stack.state, grad, generator=self.generator)
             self._tally.add_solve(solution)
             if solution.state is not None:
                 stack.state = solution.state
-            natural[i] = torch.where(usable(solution.outcome).view(-1, 1, 1), solution.value, 0.0)
+            natural[i], trusted[i] = solution.value, usable(solution.outcome)
         rest = [p.grad for params in (*self.layout.fallback, *self.layout.strays) for p in params if p.grad is not None]
-        return Proposal.of(self.stacks, self.param_groups, grads, natural, rest)
+        return Proposal.of(self.stacks, self.param_groups, grads, natural, trusted=trusted, rest=rest)
 
     def _apply(self, *, predict: bool = False) -> Tensor:
         """Solve, trust, and move all parameters; returns the predicted reduction of the loss, 0-d, if asked to, else 0."""
