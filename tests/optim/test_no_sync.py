@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from heatbath.curvature import Reduction
 from heatbath.optim import KFAC, Policy
-from heatbath.solvers import Cholesky, Eigen, Guarded
+from heatbath.solvers import Cholesky, Eigen, Guarded, NewtonSchulz, WarmStarted
 from tests.laws import Scale, batches, noise
 
 READS = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "equal", "_unique2", "allclose"}
@@ -53,12 +53,21 @@ class Everything(nn.Module):
         return self.last(self.scale(self.first(h).tanh()))
 
 
-@pytest.mark.parametrize("solver", [None, Cholesky(double=True), Eigen()], ids=["default", "double", "eigen"])
+WAYS = {
+    "default": (None, {}),
+    "double": (Cholesky(double=True), {}),
+    "eigen": (Eigen(), {}),
+    "warm-started": (WarmStarted(NewtonSchulz(warm_steps=1, tolerance=1e-9)), {}),  # most are prepared from scratch afterwards
+    "triggered": (None, {"refresh_above": 0.3}),
+}
+
+
+@pytest.mark.parametrize("solver,options", WAYS.values(), ids=WAYS.keys())
 @pytest.mark.parametrize("reduction", Reduction, ids=lambda r: r.name)
-def test_no_step_waits_for_the_device(solver, reduction):
+def test_no_step_waits_for_the_device(solver, options, reduction):
     """Steps with and without factors and refreshes, ordinary, clipped and skipped ones."""
     model = Everything()
-    policy = Policy(factor_every=2, refresh_every=3, patience=0, reduction=reduction)
+    policy = Policy(factor_every=2, refresh_every=3, patience=0, reduction=reduction, **options)
     optimizer = KFAC(model, solver=solver, weight_decay=0.1, policy=policy)
     kinds = set()
     for index, (_, y) in enumerate(batches(8)):
@@ -71,7 +80,8 @@ def test_no_step_waits_for_the_device(solver, reduction):
         with NoReads():
             optimizer.step()
         kinds.add((captured, optimizer._tally.refreshes > refreshes))
-    assert kinds == {(True, True), (True, False), (False, False)}
+    later = {(False, True)} if isinstance(solver, WarmStarted) or options else set()  # what the step before asked for
+    assert kinds == {(True, True), (True, False), (False, False)} | later
     assert optimizer.report()["skipped_steps"] == 1
 
 

@@ -85,24 +85,38 @@ def test_warm_start_from_a_near_matrix_takes_few_steps() -> None:
     assert (cold.outcome == Outcome.INACCURATE.code).all()
 
 
-def test_a_start_that_does_not_contract_starts_cold_for_its_member_only() -> None:
+def test_a_start_of_the_wrong_sign_starts_cold_for_its_member_only() -> None:
     matrix = spd(2, n=8)
     previous = inverse_of(NewtonSchulz(), matrix)
-    moved = torch.stack([1.1 * matrix[0], 5 * matrix[1]])  # X₀M = 1.1 contracts, X₀M = 5 does not
-    solver = NewtonSchulz(steps=9, tolerance=1e-12)
-    state = inverse_of(solver, moved, previous)
+    moved = torch.stack([1.1 * matrix[0], 2 * matrix[1]])
+    start = Inverse(Dense(held(previous) * torch.tensor([1.0, -1.0])[:, None, None]), previous.outcome)
+    state = inverse_of(NewtonSchulz(steps=9, tolerance=1e-12), moved, start)
     assert relative(held(state)[0], torch.linalg.inv(moved[0])) < 1e-12
-    start = NewtonSchulz(steps=8).prepare(Dense(moved))[0]  # one of nine steps went to finding out
-    torch.testing.assert_close(held(state)[1], held(start)[1], rtol=1e-12, atol=1e-12)
+    cold = NewtonSchulz(steps=8).prepare(Dense(moved))[0]  # one of nine steps went to finding out
+    torch.testing.assert_close(held(state)[1], held(cold)[1], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("ratio,contracts", [(0.05, True), (1.8, True), (2.2, False), (-0.5, False)])
-def test_contraction_is_decided_at_a_residual_of_one(ratio: float, contracts: bool) -> None:
+@pytest.mark.parametrize("ratio,factor", [(0.05, 1.0), (1.4, 1.0), (1.8, 2 / 2.98), (2.2, 2 / 3.42), (30.0, 2 / 34)])
+def test_a_start_that_would_run_away_is_shortened(ratio: float, factor: float) -> None:
+    """n = 1, where the power iteration is exact: α = 1 up to λ⁺ = 1.5, above it 2/(1.1 λ⁺ + 1)."""
     matrix = spd(n=1)
     previous = Inverse(Dense(ratio / matrix), torch.zeros((), dtype=torch.int8))
     state = inverse_of(NewtonSchulz(2), matrix, previous)
-    warm = 1 - (1 - ratio) ** 4 if contracts else 1.0  # n = 1: the cold start is exact
-    assert (held(state) * matrix).item() == pytest.approx(warm, rel=1e-12)
+    assert (held(state) * matrix).item() == pytest.approx(1 - (1 - factor * ratio) ** 4, rel=1e-12)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 16])
+def test_warm_starts_contract_whatever_a_batch_brought(rank: int) -> None:
+    """Directions that were not there before raise XM in them far above 2; one step leaves 0 ≤ XM ≤ I all the same."""
+    matrix = spd(4, n=16, condition=50)
+    rows = 3 * normal(4, rank, 16, seed=3)
+    moved = 0.9 * matrix + rows.mT @ rows
+    state = inverse_of(NewtonSchulz(warm_steps=1), moved, inverse_of(NewtonSchulz(), matrix))
+    root = torch.linalg.cholesky(moved)
+    products = torch.linalg.eigvalsh(root.mT @ held(state) @ root)
+    assert torch.linalg.eigvalsh(root.mT @ torch.linalg.inv(matrix) @ root).amax() > 50
+    assert (products > 0).all()
+    assert (products <= 1 + 1e-9).all()
 
 
 @pytest.mark.parametrize("rubbish", [torch.nan, torch.inf, 0.0])
@@ -157,8 +171,9 @@ def test_work_is_two_products_a_step() -> None:
     state, cold = NewtonSchulz(7).prepare(matrix)
     assert cold == product * 14 + passes * 9
     _, warm = NewtonSchulz(7, warm_steps=2).prepare(matrix, previous=state)
-    assert warm == product * 5 + passes * 4
-    assert NewtonSchulz(7).prepare(matrix, previous=state)[1] == product * 15 + passes * 9
+    scale = Work.of(matmul(1, 5, 5), 18)  # six products with a vector for each of three members
+    assert warm == product * 5 + passes * 4 + scale
+    assert NewtonSchulz(7).prepare(matrix, previous=state)[1] == product * 15 + passes * 9 + scale
 
 
 def test_diagonal_operators_are_inverted_by_division() -> None:

@@ -4,7 +4,8 @@ K-FAC blows up in its first steps when the averages are young and the first inve
 step t it is min(every, 1 + t // patience). With patience 5 and every 10 that is ten refreshes more than a fixed interval, once.
 
 Staggered, each stack has a phase p in [0, every) and is due where t mod ℓ = ⌊p ℓ/every⌋, ℓ the interval at step t, and whenever
-its last time is ℓ steps ago or more: no stack is ever staler than without staggering. Phases come from the longest-first rule
+its last time is ℓ steps ago or more: no stack is ever staler than without staggering. (Where all capture at once, a stack waits
+up to ℓ steps more for its turn.) Phases come from the longest-first rule
 (Graham 1969): stacks, dearest first, each to the phase with the least work so far, which is within 4/3 of the best.
 """
 
@@ -39,12 +40,19 @@ class Interval:
         age = step if self.patience > 1 else last  # at patience 1 the length would run ahead of the steps for ever
         return min(self.every, 1 + age // self.patience) if self.patience else self.every
 
-    def due(self, step: int, last: int | None, phase: int | None = None) -> bool:
-        """Whether `step` is due when the last time was `last` (None: never), at a phase in [0, every) or at none."""
+    def due(self, step: int, last: int | None, phase: int | None = None, slack: int = 1) -> bool:
+        """Whether `step` is due when the last time was `last` (None: never).
+
+        Args:
+            step: the present step.
+            last: the last time.
+            phase: in [0, every), or None: due as soon as the interval is over.
+            slack: after how many intervals it is due whatever its phase.
+        """
         if last is None:
             return True
         length = self.length(step, last)
-        if step - last >= length:
+        if step - last >= slack * length:
             return True
         return phase is not None and step > last and step % length == phase * length // self.every
 
@@ -96,10 +104,12 @@ class Timetable:
     def refreshes(self, step: int) -> list[bool]:
         """Which stacks are due for a refresh at a step: those with curvature that is newer than their last one."""
         phases: Sequence[int | None] = self.refresh_phases or [None for _ in self.last_refresh]
+        waiting = self.refresh_phases is not None and self.capture_phases is None
+        slack = 2 if waiting else 1  # all captured at once: without it, all would be overdue at once
         due = []
         for seen, last, phase in zip(self.last_factors, self.last_refresh, phases, strict=True):
             news = seen is not None and (seen == step or (self.refresh_phases is not None and (last is None or seen > last)))
-            due.append(news and self.refresh.due(step, last, phase))
+            due.append(news and self.refresh.due(step, last, phase, slack))
         return due
 
     def captured(self, step: int, which: Sequence[bool]) -> None:

@@ -23,7 +23,7 @@ from heatbath.solvers.factorwise import Pieces, Sides
 from heatbath.solvers.guarded import Watched
 from heatbath.solvers.inverse import Inverse
 
-PROBES = 4
+PROBES = 8
 
 
 @functools.singledispatch
