@@ -9,6 +9,7 @@ from heatbath.experiments.data.graphs import Graphs
 from heatbath.experiments.graph_models import (
     GCN,
     Categories,
+    EntryDropout,
     GraphNetwork,
     average_precision,
     labelled_loss,
@@ -94,6 +95,16 @@ def test_a_gcn_is_two_propagated_linear_layers_at_the_nodes_asked_for() -> None:
     first, second = model.hidden, model.logits
     expected = eye @ (F.relu(eye @ (x @ first.weight.T + first.bias)) @ second.weight.T + second.bias)
     torch.testing.assert_close(model(x, edges, nodes), expected[nodes])
+
+
+def test_dropout_of_entries_drops_and_scales_those_that_are_not_zero() -> None:
+    layer, x = EntryDropout(0.25), torch.randn(100, 100) * (torch.rand(100, 100) < 0.2)
+    assert layer.eval()(x) is x
+    dropped = layer.train()(x)
+    kept = dropped != 0
+    torch.testing.assert_close(dropped[kept], x[kept] / 0.75)
+    count = int((x != 0).sum())
+    assert abs(int(kept.sum()) - 0.75 * count) < 5 * (count * 0.75 * 0.25) ** 0.5  # five standard deviations of a binomial
 
 
 def labelled() -> tuple[Tensor, Tensor]:

@@ -107,6 +107,24 @@ class GraphNetwork(nn.Module):
         return logits
 
 
+class EntryDropout(nn.Module):
+    """Dropout that draws for the entries that are not 0 only: the same distribution, for a fraction of the random numbers.
+
+    Args:
+        share: of entries dropped in training.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        places = x.nonzero(as_tuple=True)
+        return torch.zeros_like(x).index_put(places, F.dropout(x[places], self.share))
+
+
 class GCN(nn.Module):
     """Two graph convolutions, full batch: logits `[N, classes]` of the nodes asked for.
 
@@ -118,15 +136,15 @@ class GCN(nn.Module):
     def __init__(self, sizes: tuple[int, int, int], *, dropout: float) -> None:
         super().__init__()
         inputs, hidden, classes = sizes
-        self.dropout = nn.Dropout(dropout)
+        self.of_words, self.of_hidden = EntryDropout(dropout), nn.Dropout(dropout)
         self.hidden, self.logits = nn.Linear(inputs, hidden), nn.Linear(hidden, classes)
         for layer in (self.hidden, self.logits):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
     def forward(self, features: Tensor, edges: Tensor, nodes: Tensor) -> Tensor:
-        hidden = F.relu(propagate(self.hidden(self.dropout(features)), edges))
-        return propagate(self.logits(self.dropout(hidden)), edges)[nodes]
+        hidden = F.relu(propagate(self.hidden(self.of_words(features)), edges))
+        return propagate(self.logits(self.of_hidden(hidden)), edges)[nodes]
 
 
 def perceptron(inputs: int, width: int, dropout: float) -> nn.Sequential:

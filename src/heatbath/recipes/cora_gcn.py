@@ -28,14 +28,15 @@ def cora_gcn() -> Experiment:
         loss=F.cross_entropy,
         metrics={"test accuracy": accuracy, "test loss": F.cross_entropy},
         target=Target("test accuracy", 0.8),
+        # Loss on the validation nodes after 60 steps, one seed: three or four rates each (Adam at AdamW's), four settings of
+        # damping and clip for K-FAC. SGD hardly learns in 60 steps at any of its rates. Muon has no matrix to treat here.
         hyper={
-            "sgd": Hyper(lr=1.0, weight_decay=5e-4),
-            "adam": Hyper(lr=1e-2, weight_decay=5e-4),
-            "adamw": Hyper(lr=1e-2, weight_decay=1e-1),
-            "nadamw": Hyper(lr=1e-2, weight_decay=1e-1),
-            "muon": Hyper(lr=1e-2, momentum=0.95, weight_decay=1e-1),
-            "soap": Hyper(lr=1e-2, momentum=0.95, weight_decay=1e-1, square_decay=0.95),
-            "kfac": Hyper(lr=0.1, damping=1e-3),
+            "sgd": Hyper(lr=0.3, weight_decay=5e-4),
+            "adam": Hyper(lr=3e-2, weight_decay=5e-4),
+            "adamw": Hyper(lr=3e-2, weight_decay=1e-1),
+            "nadamw": Hyper(lr=3e-2, weight_decay=1e-1),
+            "soap": Hyper(lr=9e-2, momentum=0.95, weight_decay=1e-1, square_decay=0.95),
+            "kfac": Hyper(lr=0.3, damping=1e-3, kl_clip=1e-2),
         },
         batch_size=LABELLED,
         steps=200,

@@ -25,13 +25,16 @@ def digits_small() -> Experiment:
         loss=F.cross_entropy,
         metrics={"test accuracy": accuracy, "test loss": F.cross_entropy},
         target=Target("test accuracy", 0.94),
+        # Held-out loss after 60 steps (tngd: 30), one seed: three rates for the first four, four to six settings of damping and
+        # clip for the rest. Good to start from; `heatbath tune` for comparisons.
         hyper={
-            "sgd": Hyper(lr=0.2),
-            "adam": Hyper(lr=1e-2),
-            "adamw": Hyper(lr=1e-2, weight_decay=1e-2),
-            "kfac": Hyper(lr=0.1, damping=1e-3),
-            "ngd": Hyper(lr=0.1, damping=1e-2),
-            "tngd": Hyper(lr=0.1, damping=1e-1, momentum=0.0),
+            "sgd": Hyper(lr=0.3),
+            "adam": Hyper(lr=3e-2),
+            "adamw": Hyper(lr=3e-2, weight_decay=1e-2),
+            "nadamw": Hyper(lr=3e-2, weight_decay=1e-2),
+            "kfac": Hyper(lr=0.3, damping=1e-3, kl_clip=1e-2),
+            "ngd": Hyper(lr=0.3, damping=1e-2, kl_clip=1e-2),
+            "tngd": Hyper(lr=1.0, damping=1e-2, kl_clip=1e-2, momentum=0.0),
         },
         batch_size=128,
         steps=100,
