@@ -29,7 +29,9 @@ class Deferred:
             dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         self._event: Any = None  # Any: an event of the device's kind
         self._host = flags
-        if flags.device.type != "cpu":
+        if flags.is_meta:  # shapes without values, on which work is counted: nothing goes wrong
+            self._host = torch.zeros(flags.shape, dtype=torch.uint8)
+        elif flags.device.type != "cpu":
             self._host = torch.empty(flags.shape, dtype=torch.uint8, pin_memory=flags.device.type == "cuda")
             self._host.copy_(flags, non_blocking=True)
             self._event = torch.Event(flags.device)
