@@ -152,6 +152,30 @@ def test_a_study_leaves_one_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_study_of_quantization_leaves_one_page(tmp_path: Path) -> None:
+    words = ["study", "quantization", "digits-mlp", "--steps", "2", "--seeds", "1", "--trials", "1", "--search-seeds", "1"]
+    words += ["--matrix-bits", "8", "--read-bits", "12", "--damping", "1", "--solver", "thermodynamic-inverse"]
+    done = call(*words, "--sweep", "none", "--runs", tmp_path / "runs", "--out", tmp_path / "page")
+    assert done.exit_code == 0, done.output
+    text = (tmp_path / "page" / "README.md").read_text()
+    assert "Quantization and other imperfections on digits-mlp" in text
+    assert "| 1, 8 |" in text
+    assert "One imperfection at a time" not in text
+
+
+@pytest.mark.slow
+def test_a_study_of_batch_sizes_leaves_one_page(tmp_path: Path) -> None:
+    words = ["study", "batch-size", "digits-mlp", "--steps", "4", "--eval-every", "2", "--seeds", "1", "--trials", "1"]
+    words += [word for size in (64, 128, 256) for word in ("--batch-size", str(size))]
+    words += ["--metric", "test loss", "--target", "2.3"]
+    done = call(*words, "--runs", tmp_path / "runs", "--out", tmp_path / "page")
+    assert done.exit_code == 0, done.output
+    text = (tmp_path / "page" / "README.md").read_text()
+    assert "Steps to test loss ≤ 2.3" in text
+    assert "K-FAC, thermodynamic solve (tngd-2024, 8 bits)" in text
+
+
+@pytest.mark.slow
 def test_a_run_that_diverges_ends_with_exit_code_1_and_advice(tmp_path: Path) -> None:
     result = call(*SMALL, "--optimizer", "sgd", "--lr", "1e30", "--out", tmp_path / "run")
     assert result.exit_code == DIVERGED

@@ -3,8 +3,8 @@
     line 1      the header: what was run, on which data, with which versions, how
     a row       {"step": k, "loss": ..., "seconds": ...} after the k-th update; `loss` is the mini-batch loss that update was
                 made from, `seconds` the training time so far without measuring. Where metrics were measured the row also has
-                "metrics", where it is counted "work" (cumulative, `Work.to_json`) and, if the optimizer reports, "optimizer".
-                Row 0 is the start.
+                "metrics", where it is counted "work" (cumulative, `Work.to_json`) and, if the optimizer reports, "optimizer";
+                the last one, where that was asked for, "preconditioner" (`optim.Anisotropy`). Row 0 is the start.
     an event    {"event": "warning" | "resumed" | "interrupted" | "diverged" | "failed" | "finished", "step": k, "message": ...}
 
 Lines are only ever appended. A run that was killed leaves rows beyond its last checkpoint; resuming adds an event "resumed"

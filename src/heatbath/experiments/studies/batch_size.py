@@ -1,9 +1,9 @@
 """Steps to a target against batch size, for first- and second-order optimizers.
 
-At every batch size every optimizer has two hyper-parameters searched, with the same number of trials: learning rate and
-momentum (β₁ for Adam), or learning rate and damping. What is searched for are the fewest steps to the target on held-out
-training data, and the search starts from what was best at the next smaller batch size. The best is run anew on all training
-data, a few seeds, to the target on the test split. A run ends when it is there.
+At every batch size every optimizer is tuned anew, with the same number of trials: learning rate and momentum of SGD, learning
+rate, β₁ and β₂ of Adam, learning rate, damping and clip of K-FAC. What is searched for are the fewest steps to the target on
+held-out training data, and the search starts from what was best at the next smaller batch size. The best is run anew on all
+training data, a few seeds, to the target on the test split. A run ends when it is there.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from heatbath.experiments.optimizers import CURVED, Choice, choose
 from heatbath.experiments.records import Record
 from heatbath.experiments.runner import Ending
 from heatbath.experiments.studies.bench import Bench, Outcome, Setting, Watch, unwatched
+from heatbath.experiments.studies.convergence import BASELINE_AXES, DIGITAL_AXES
 from heatbath.experiments.studies.critical import Fit, fit_critical
 from heatbath.experiments.tuned import Score
-
-FIRST_ORDER, SECOND_ORDER = ("lr", "momentum"), ("lr", "damping")
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,9 @@ class Contender:
     @property
     def axes(self) -> tuple[str, ...]:
         """What is searched."""
-        return SECOND_ORDER if self.optimizer in CURVED else FIRST_ORDER
+        if self.optimizer in CURVED:
+            return DIGITAL_AXES
+        return ("lr", "momentum") if self.optimizer == "sgd" else BASELINE_AXES
 
 
 CONTENDERS = (

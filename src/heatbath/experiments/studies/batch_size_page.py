@@ -127,11 +127,20 @@ def _literature(study: BatchSize, found: Sequence[Scaling]) -> list[str]:
             verdict = "smaller: it scales worse than SGD, with Ma et al. against Zhang et al."
         else:
             verdict = "not told apart from 1 here: neither finding is contradicted"
-        fewest = one.fit.smallest.over(plain.fit.smallest)
         verdicts.append(
-            f"- **{one.title}** against SGD: critical batch size × {_range(ratio)}, {verdict}; fewest steps × {_range(fewest)}."
+            f"- **{one.title}** against SGD: critical batch size × {_range(ratio)}, {verdict}. {_fewer(one, plain)}"
         )
     return [*lines, "\n".join(verdicts)] if verdicts else lines
+
+
+def _fewer(one: Scaling, plain: Scaling) -> str:
+    """Steps of one over those of another, at the smallest and the largest batch size that both were fitted at."""
+    steps = [{size: [s for b, s in each.reached if b == size] for size, _ in each.reached} for each in (one, plain)]
+    sizes = sorted(steps[0].keys() & steps[1].keys())
+    if not sizes:
+        return ""
+    ratios = [fmean(steps[0][size]) / fmean(steps[1][size]) for size in (sizes[0], sizes[-1])]
+    return f"It takes {ratios[0]:.2f} of SGD's steps with batches of {sizes[0]}, {ratios[1]:.2f} with {sizes[-1]}."
 
 
 def _setting(study: BatchSize, found: Sequence[Scaling]) -> list[str]:
@@ -142,9 +151,9 @@ def _setting(study: BatchSize, found: Sequence[Scaling]) -> list[str]:
         f"Target: {goal.describe()}, measured every {study.setting.eval_every or 'so many (the recipe)'} steps; a run ends "
         f"when it is there, at most {study.setting.steps} steps.",
         f"Tuning: {study.trials} trials for every optimizer at every batch size, seed 0, trained on nine tenths of the "
-        "training examples, for the fewest steps to the same value on the rest; compass search over two hyper-parameters "
-        "(learning rate and momentum or β₁; learning rate and damping) from the best at the next smaller batch size, the "
-        "smallest from the recipe's defaults.",
+        "training examples, for the fewest steps to the same value on the rest; compass search over learning rate and "
+        "momentum (SGD), learning rate, β₁ and β₂ (Adam), learning rate, damping and clip (K-FAC), from the best at the next "
+        "smaller batch size, at the smallest from the recipe's defaults.",
         f"Runs: seeds 1 to {study.seeds} on all training data, measured on the test split.",
         f"Fit: least squares in log S over all runs at batch sizes where every seed reached the target; {CONFIDENCE:.0%} "
         "intervals in parentheses from the covariance of the residuals and Student's t. They hold the scatter between seeds "
@@ -183,8 +192,10 @@ def _tuning(found: Sequence[Scaling]) -> Table:
         for size, outcome in one.outcomes.items():
             hyper = outcome.tuned.choice.hyper
             best = ", ".join(f"{WORDS.get(name, name)} {getattr(hyper, name):g}" for name in outcome.searched)
-            rows.append([one.title, str(size), str(outcome.tuned.trials), best])
-    return Table(["optimizer", "batch size", "trials", "best"], rows)
+            loose = ", ".join(WORDS.get(name, name) for name in outcome.tuned.near_edge)
+            tried = f"not all: {loose}" if loose else "all"
+            rows.append([one.title, str(size), str(outcome.tuned.trials), best, tried])
+    return Table(["optimizer", "batch size", "trials", "best", "neighbours tried"], rows)
 
 
 # --- pictures and numbers ------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import NullLocator
 
 from heatbath.experiments.optimizers import TITLES
 from heatbath.experiments.plots import COLOURS, INK, style
@@ -134,10 +135,9 @@ def _sweeps(study: Quantization, findings: Findings) -> Figure:
                 _sweep_line(axes, findings, name, solver, COLOURS[i])
             for level, dash in ((1.0, ":"), (KEPT, "--"), (0.0, ":")):
                 axes.axhline(level, color=INK, alpha=0.45, linewidth=0.9, linestyle=dash)
-            axes.set_xscale("log", base=2 if name == "drive" else 10)
-            if name == "drive":
-                axes.set_xticks(SWEEPS[name].values, [f"{v:g}" for v in SWEEPS[name].values])
-                axes.minorticks_off()
+            axes.set_xscale("log")
+            axes.set_xticks(SWEEPS[name].values, [f"{v:g}" for v in SWEEPS[name].values])
+            axes.xaxis.set_minor_locator(NullLocator())
             if SWEEPS[name].values[0] > SWEEPS[name].values[-1]:
                 axes.invert_xaxis()
             axes.set_xlabel(SWEEPS[name].label, fontsize=9)
@@ -200,7 +200,8 @@ def _anisotropy(findings: Findings) -> Figure:
             axes.axhline(level, color=INK, alpha=0.45, linewidth=0.9, linestyle=dash)
         axes.set_xscale("symlog", linthresh=1e-3)
         axes.set_yscale("linear" if share else "log")
-        axes.set_xlabel("layer spread of the preconditioner's eigenvalues (0: a learning rate for each block)")
+        axes.set_xlim(left=0)
+        axes.set_xlabel("layer spread of the preconditioner (0: one learning rate for each block)", fontsize=10)
         axes.set_ylabel(_level_name(findings))
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8, loc="best")

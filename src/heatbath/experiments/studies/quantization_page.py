@@ -79,6 +79,8 @@ def _answer(study: Quantization, findings: Findings) -> list[str]:
     )
     if findings.shares(digital) is None:
         return [start, "Digital K-FAC is not better than AdamW here, so there is no benefit whose share could be kept."]
+    bar = fmean(adam.losses) - KEPT * (fmean(adam.losses) - fmean(digital.losses))
+    start += f" {KEPT:.0%}, from which on the benefit counts as kept, is a loss of {bar:.3g}."
     lines = [*_region(study, findings), *_limits(study, findings)]
     return [start, "\n".join(f"- {line}" for line in lines), _only_damping(findings)]
 
@@ -207,7 +209,8 @@ def _grid_points(findings: Findings, solver: str, multiple: float) -> list[Point
 def _percent(findings: Findings, point: Point) -> str:
     share = mean_share(findings, point)
     text = "diverged" if share == float("-inf") else "–" if share != share else f"{share:.0%}"
-    return text + (f" (d {point.digital_share:.0%})" if point.digital_share > 0.005 else "")
+    helped = [f"{sign} {share:.0%}" for sign, share in (("d", point.digital_share), ("r", point.damped_share)) if share > 0.005]
+    return text + (f" ({', '.join(helped)})" if helped else "")
 
 
 def _curvature(point: Point) -> list[str]:
@@ -246,8 +249,8 @@ def _bits(study: Quantization, findings: Findings, solver: str) -> Table:
             line = [p for p in points if p.choice.machine and p.choice.machine.matrix_bits == matrix]
             rows.append([f"{multiple:g}, {matrix}", *(_percent(findings, p) for p in line), *_curvature(line[-1])])
     note = (
-        f"Share kept, mean over {study.seeds} seeds; d: share of the blocks that the digital fallback solved. The last columns "
-        f"are of the run with {reads[-1]} read bits; those of all others are in points.csv."
+        "Share kept, mean over seeds; d: share of the blocks that the digital fallback solved, r: that the machine could hold "
+        f"only with more damping. The last columns are of the runs with {reads[-1]} read bits; those of the others: points.csv."
     )
     return Table(head, rows, note)
 
