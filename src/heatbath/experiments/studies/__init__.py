@@ -1,5 +1,8 @@
 """Studies: questions that are answered by many trials and one page, one file each."""
 
+from heatbath.experiments.studies.complexity import Complexity as Complexity
+from heatbath.experiments.studies.complexity import Growth as Growth
+from heatbath.experiments.studies.complexity_page import complexity_page as complexity_page
 from heatbath.experiments.studies.convergence import Convergence as Convergence
 from heatbath.experiments.studies.convergence import Outcome as Outcome
 from heatbath.experiments.studies.convergence_page import convergence_page as convergence_page
