@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from heatbath.cli.study import complexity, convergence, runtime
+from heatbath.cli.study import complexity, convergence, design, runtime
 
 app = typer.Typer(help="Answer a question by many trials and one page. Kill a study at will: run again, it goes on.")
 
 app.command()(convergence.convergence)
 app.command()(runtime.runtime)
 app.command()(complexity.complexity)
+app.command()(design.design)
