@@ -14,7 +14,7 @@ from heatbath.costs import Bill, h100
 from heatbath.experiments import Experiment, Record, Target
 from heatbath.experiments.models import mlp
 from heatbath.experiments.studies import Budget, Design, design_page
-from heatbath.experiments.studies.design import ROUTES, Candidate, Designed, Precision, Tried, frontier, keeps
+from heatbath.experiments.studies.design import ROUTES, Candidate, Designed, Precision, Tried, fallback_share, frontier, keeps
 from heatbath.experiments.studies.networks import shapes_of
 from heatbath.experiments.studies.runtime import count, methods, with_time_constant
 from heatbath.experiments.studies.step_bill import Hardware, step_prices
@@ -79,6 +79,28 @@ def test_a_benefit_is_a_share_of_the_steps_saved_with_every_seed() -> None:
     assert not keeps(Tried("", (14, 15)), slow, fast, 0.8)
     assert not keeps(Tried("", (10, None)), slow, fast, 0.8)
     assert not keeps(Tried("", (5, 5)), fast, slow, 0.8)  # digital K-FAC saves nothing: nothing to keep
+
+
+def test_a_machine_that_hands_its_work_over_keeps_nothing() -> None:
+    """Three bits on digits: every matrix is indefinite, the digital side does it all, and the curve is digital K-FAC's."""
+    slow, fast = Tried("", (30,)), Tried("", (10,))
+    lazy = Tried("", (10,), Precision("thermodynamic-inverse", 3, 50.0), fallback=1.0)
+    assert keeps(lazy, slow, fast, 0.8)
+    assert not STUDY.kept(lazy, slow, fast)
+    assert replace(STUDY, fallback=1.0).kept(lazy, slow, fast)
+
+
+def test_the_share_handed_over_is_read_from_the_last_report() -> None:
+    report = {
+        "prepare.solved": 1.0,
+        "prepare.redamped": 2.0,
+        "prepare.fell_back": 3.0,
+        "solve.fell_back": 9.0,
+        "prepare.clipped": 5.0,
+    }
+    rows = [{"step": 0, "optimizer": {"prepare.fell_back": 1.0}}, {"step": 1, "optimizer": report}, {"step": 2}]
+    assert fallback_share(Record(Path("x"), {}, rows)) == 0.5
+    assert fallback_share(Record(Path("x"), {}, [{"step": 0}])) == 0.0
 
 
 def easy() -> Experiment:
@@ -160,3 +182,5 @@ def test_wrong_settings_are_refused() -> None:
         replace(STUDY, bits=())
     with pytest.raises(ValueError, match=r"lies in \(0, 1\], got 0"):
         replace(STUDY, keep=0.0)
+    with pytest.raises(ValueError, match=r"may fall back lies in \[0, 1\], got 2"):
+        replace(STUDY, fallback=2.0)

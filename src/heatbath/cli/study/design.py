@@ -18,6 +18,7 @@ def design(
     bits: Annotated[list[int] | None, typer.Option(help="Levels to try. Default 3, 4, 6 and 8.")] = None,
     settle: Annotated[list[float] | None, typer.Option(help="Settling times to try, in τ. Default 5 and 50.")] = None,
     keep: Annotated[float, typer.Option(help="Share of the steps saved that must be kept.")] = 0.8,
+    fallback: Annotated[float, typer.Option(help="Share of blocks a machine may hand to the digital side.")] = 0.0,
     seeds: Annotated[int, typer.Option(help="Runs of each.")] = 2,
     steps: Annotated[int | None, typer.Option(help="Updates of every run; by default the recipe's.")] = None,
     machine: Annotated[str, typer.Option(metavar="NAME|FILE.toml", help="All but bits, settling and τ.")] = "tngd-2024",
@@ -45,6 +46,7 @@ def design(
             seeds=seeds,
             steps=steps,
             keep=keep,
+            fallback=fallback,
         )
         folder = runs or Path("runs") / f"design-{recipe}"
         terminal = console()

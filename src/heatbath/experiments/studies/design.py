@@ -2,9 +2,12 @@
 
 Trials train the recipe with AdamW, with digital K-FAC, and with thermodynamic K-FAC at every precision (bits of all converters,
 settling time in τ), all with the recipe's own hyper-parameters. The benefit is the steps K-FAC saves on the way to the recipe's
-target; a precision keeps it if it saves at least a share of them. Every machine (precision, τ, how many) is then priced, and
-the cheapest that keeps the benefit within the budget is the answer. What a machine costs to build is not published, so it is
-ordered by a proxy: bits held in couplings, machines · cells² · matrix bits; among equals the slowest τ is the easiest to build.
+target; a precision keeps it if it saves at least a share of them by itself: matrices that rounding made indefinite are handed
+to the digital side, so a machine of too few bits can look perfect by doing nothing, and runs that did so do not count.
+
+Every machine (precision, τ, how many) is then priced, and the cheapest that keeps the benefit within the budget is the answer.
+What a machine costs to build is not published, so it is ordered by a proxy: bits held in couplings, machines · cells² · matrix
+bits; among equals the slowest τ is the easiest to build.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from heatbath.experiments.studies.step_work import StepWork, rescaled
 from heatbath.experiments.trials import Recipe, Trial, run_trials
 from heatbath.machines import MachineSpec, with_bits
 from heatbath.optim import Policy
+from heatbath.solvers import Outcome
 
 ROUTES = {"thermodynamic-inverse": "inverse", "thermodynamic-solve": "solve"}  # solvers, and the methods that count them
 TIME_CONSTANTS = (1e-6, 1e-7, 1e-8)
@@ -54,11 +58,13 @@ class Tried:
         title: of the optimizer.
         steps: to the target for each seed; None where a run never was there.
         precision: of the machine; None for digital ones.
+        fallback: largest share over the seeds of prepared blocks that the machine handed to the digital side.
     """
 
     title: str
     steps: tuple[int | None, ...]
     precision: Precision | None = None
+    fallback: float = 0.0
 
     @property
     def mean(self) -> float | None:
@@ -163,6 +169,7 @@ class Design:
         seeds: runs of each.
         steps: of each run; None: the recipe's.
         keep: share of the steps saved that must be kept, in (0, 1].
+        fallback: share of prepared blocks that may be handed to the digital side, in [0, 1].
         every: steps between refreshes in the prices, as the runs have it in the long run.
 
     Raises:
@@ -178,6 +185,7 @@ class Design:
     seeds: int = 2
     steps: int | None = None
     keep: float = 0.8
+    fallback: float = 0.0
     every: int = Policy().refresh_every
 
     def __post_init__(self) -> None:
@@ -185,6 +193,8 @@ class Design:
             raise ValueError("a design needs at least one number of bits, one settling time and one seed")
         if not 0 < self.keep <= 1:
             raise ValueError(f"the share of the benefit to keep lies in (0, 1], got {self.keep}")
+        if not 0 <= self.fallback <= 1:
+            raise ValueError(f"the share that may fall back lies in [0, 1], got {self.fallback}")
 
     def run(self, folder: Path, *, jobs: int = 1, watch: Watch = lambda trial, record, fresh: None) -> Designed:
         """Make the trials and counts that are missing, then price all machines.
@@ -203,13 +213,18 @@ class Design:
         for plan, precision in zip(plans, [None, None, *precisions], strict=True):
             reached = [records[trial.name].reached() for trial in plan]
             steps = tuple(None if row is None else int(row["step"]) for row in reached)
-            tried.append(Tried(plan[0].choice.title, steps, precision))
+            fallback = max(fallback_share(records[trial.name]) for trial in plan)
+            tried.append(Tried(plan[0].choice.title, steps, precision, fallback))
         counted = count(shapes_of(task), methods(self.spec), folder).steps
         prices = {m.name: step_prices(counted[m.name], self._fleet(self.spec, None), half=m.half) for m in methods(self.spec)}
         digital = min(prices[name].per_step(self.every).seconds for name in ("cholesky", "newton-schulz", "newton-schulz-bf16"))
         baseline, best, *thermodynamic = tried
-        candidates = [c for one in thermodynamic for c in self._machines(one, counted, keeps(one, baseline, best, self.keep))]
+        candidates = [c for one in thermodynamic for c in self._machines(one, counted, self.kept(one, baseline, best))]
         return Designed(baseline, best, thermodynamic, digital, candidates)
+
+    def kept(self, tried: Tried, baseline: Tried, digital: Tried) -> bool:
+        """Whether a machine keeps the benefit by itself."""
+        return tried.fallback <= self.fallback and keeps(tried, baseline, digital, self.keep)
 
     def _choice(self, precision: Precision) -> Choice:
         choice = choose(self.recipe(), "kfac", solver=precision.solver)
@@ -243,6 +258,15 @@ class Design:
             prices: Prices = step_prices(scaled, self._fleet(spec, machines))
             found.append(Candidate(tried, tau, machines, cells, prices.per_step(self.every), kept))
         return found
+
+
+def fallback_share(record: Record) -> float:
+    """Share of a run's prepared blocks that its machine handed to the digital side; 0 for runs without a machine."""
+    reports = [row["optimizer"] for row in record.rows if "optimizer" in row]
+    if not reports:
+        return 0.0
+    counts = {outcome: float(reports[-1].get(f"prepare.{outcome.name.lower()}", 0.0)) for outcome in Outcome}
+    return counts[Outcome.FELL_BACK] / max(sum(counts.values()), 1.0)
 
 
 def keeps(tried: Tried, baseline: Tried, digital: Tried, share: float) -> bool:

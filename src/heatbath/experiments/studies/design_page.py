@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from heatbath.costs import with_unit
 from heatbath.experiments.plots import COLOURS, INK, style
-from heatbath.experiments.studies.design import TIME_CONSTANTS, Budget, Candidate, Design, Designed, Tried, frontier, keeps
+from heatbath.experiments.studies.design import TIME_CONSTANTS, Budget, Candidate, Design, Designed, Tried, frontier
 from heatbath.experiments.studies.page import Page, Picture, Table
 from heatbath.experiments.studies.runtime_figures import table_csv, tidy
 
@@ -30,7 +30,8 @@ def design_page(study: Design, found: Designed, budget: Budget) -> Page:
         answer=_answer(study, found, budget, cheapest),
         setting=[
             f"Benefit: steps to {task.target.describe()}, measured after every step, {study.seeds} seeds; kept: at least "
-            f"{study.keep:.0%} of the steps that digital K-FAC saves over AdamW, every seed arriving.",
+            f"{study.keep:.0%} of the steps that digital K-FAC saves over AdamW, every seed arriving, with at most "
+            f"{study.fallback:.0%} of the prepared blocks handed to the digital side.",
             "Hyper-parameters are the recipe's defaults for all; machines take over digital K-FAC's. A search for each "
             "precision could save more of them.",
             f"Prices: digital side {study.digital.name}, refreshed every {study.every} steps; τ of "
@@ -41,8 +42,10 @@ def design_page(study: Design, found: Designed, budget: Budget) -> Page:
         ],
         tables={
             "What training said": Table(
-                ["optimizer", "settling", "steps to target, by seed", "mean", "benefit"],
-                [_trial_row(one, found, study.keep) for one in tried],
+                ["optimizer", "settling", "steps to target, by seed", "mean", "handed to the digital side", "benefit"],
+                [_trial_row(one, found, study) for one in tried],
+                "A matrix that rounding made indefinite is damped more, and if that does not help prepared digitally: a run that "
+                "lives on that learns as digital K-FAC does and shows nothing about the machine.",
             ),
             "No cheaper one is as fast": Table(HEAD, [_row(candidate) for candidate in best]),
         },
@@ -54,7 +57,10 @@ def design_page(study: Design, found: Designed, budget: Budget) -> Page:
             "budget": vars(budget),
             "digital_seconds": found.digital_seconds,
             "cheapest": None if cheapest is None else dict(zip(HEAD, _row(cheapest), strict=True)),
-            "tried": [{"title": t.title, "steps": list(t.steps), **(vars(t.precision) if t.precision else {})} for t in tried],
+            "tried": [
+                {"title": t.title, "steps": list(t.steps), "fallback": t.fallback, **(vars(t.precision) if t.precision else {})}
+                for t in tried
+            ],
         },
     )
 
@@ -81,7 +87,9 @@ def _answer(study: Design, found: Designed, budget: Budget, cheapest: Candidate 
                 f"{_time(fastest)} a step: {_words(fastest)}."
             )
         return lines
-    lost = sorted({one.precision.bits for one in found.precisions if one.precision and not _kept(one, found, study.keep)})
+    lost = sorted(
+        {one.precision.bits for one in found.precisions if one.precision and not study.kept(one, found.baseline, found.digital)}
+    )
     lines.append(f"**The cheapest that keeps the benefit within the budget: {_words(cheapest)}**, {_time(cheapest)} a step.")
     if lost:
         lines.append(f"Some machines of {', '.join(map(str, lost))} bits lose the benefit; see the table.")
@@ -102,15 +110,12 @@ def _time(candidate: Candidate) -> str:
     return ("≥ " if candidate.bill.unstated_seconds else "") + with_unit(candidate.bill.seconds, "s")
 
 
-def _kept(tried: Tried, found: Designed, share: float) -> bool:
-    return keeps(tried, found.baseline, found.digital, share)
-
-
-def _trial_row(tried: Tried, found: Designed, share: float) -> list[str]:
+def _trial_row(tried: Tried, found: Designed, study: Design) -> list[str]:
     steps = ", ".join("never" if count is None else str(count) for count in tried.steps)
     settle = "–" if tried.precision is None else f"{tried.precision.settle:g} τ"
-    verdict = "–" if tried.precision is None else ("kept" if _kept(tried, found, share) else "lost")
-    return [tried.title, settle, steps, "–" if tried.mean is None else f"{tried.mean:g}", verdict]
+    verdict = "–" if tried.precision is None else ("kept" if study.kept(tried, found.baseline, found.digital) else "lost")
+    handed = "–" if tried.precision is None else f"{tried.fallback:.0%}"
+    return [tried.title, settle, steps, "–" if tried.mean is None else f"{tried.mean:g}", handed, verdict]
 
 
 def _row(candidate: Candidate) -> list[str]:
