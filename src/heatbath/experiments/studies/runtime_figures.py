@@ -113,7 +113,7 @@ def layers_picture(study: Runtime, layers: Mapping[int, Counted]) -> Picture:
 def sweeps_picture(study: Runtime, one: Counted) -> Picture:
     """A step of one network against condition number, bits, time constant and machines."""
     by_name = {method.name: method for method in study.methods}
-    names = ("inverse", "solve", "crossbar")
+    names = ("inverse", "solve")
     digital = min(
         step_prices(one.steps[m.name], study.hardware, half=m.half).per_step(SHOWN).seconds
         for m in study.methods
@@ -161,7 +161,10 @@ def sweeps_picture(study: Runtime, one: Counted) -> Picture:
             tidy(axes)
         figure.axes[0].legend(frameon=False, fontsize=8)
     rows.append(["best digital K-FAC", "", "", digital])
-    caption = f"{one.network.title}: a step against what a machine is, one thing at a time, refreshed every {SHOWN} steps"
+    caption = (
+        f"{one.network.title}: a step against what a machine is, one thing at a time, refreshed every {SHOWN} steps; a "
+        "crossbar takes as long as the solve"
+    )
     return Picture("sweeps", caption, figure, table_csv(["what", "value", "method", "seconds"], rows))
 
 

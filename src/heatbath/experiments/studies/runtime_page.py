@@ -164,9 +164,9 @@ def _crossing_table(study: Runtime, crossings: Crossings) -> Table:
         found = ["never" if n is None else f"{n:,.0f}" for n in cells]
         rows.append([with_unit(tau, "s"), with_unit(bandwidth, "bit/s"), str(depth), str(replicas), *found])
     note = (
-        "Smallest n of square layers n × n, one or 32 of them, from which the machines' preconditioner takes no longer than the "
-        "best digital one (Cholesky, eigenbases, Newton–Schulz, Newton–Schulz in bf16) at the same interval; “never”: not up to "
-        "16,384, the largest size counted; 64, the smallest: everywhere."
+        "Smallest n of square layers n × n, one or 32 of them, from which the machines' preconditioner takes no longer than "
+        "the best digital one (Cholesky, eigenbases, Newton–Schulz, Newton–Schulz in bf16) at the same interval; “never”: not "
+        "up to 16,384, the largest size counted; 64, the smallest: everywhere."
     )
     return Table(head, rows, note)
 
@@ -196,8 +196,8 @@ def _crossing_picture(study: Runtime, crossings: Crossings) -> Picture:
         figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     rows = [[*key, "never" if n is None else n] for key, n in crossings.items()]
     caption = (
-        f"Where machines overtake the best digital method at the same interval: {DEPTHS[-1]} layers n × n, one machine for each "
-        "of their matrices; no point: not up to n = 16,384"
+        f"Where machines overtake the best digital method at the same interval: {DEPTHS[-1]} layers n × n, one machine for "
+        "each of their matrices; no point: not up to n = 16,384"
     )
     return Picture("crossover", caption, figure, table_csv([*CROSSING_HEAD, "n"], rows))
 
@@ -245,7 +245,8 @@ def _bounded_table(study: Runtime, networks: Sequence[Network]) -> Table:
 def _answer(study: Runtime, counted: Sequence[Counted], crossings: Crossings) -> list[str]:
     lines = [
         f"Predicted, not measured: operations are counted by stepping this library's own optimizers on shapes, and priced on "
-        f"one {study.digital.name} and machines of the kind {study.spec.name}, one for each matrix."
+        f"one {study.digital.name} and machines of the kind {study.spec.name}, one for each matrix: many "
+        "machines beside one accelerator."
     ]
     for one in counted:
         lines.append(_finding(study, one))
