@@ -131,7 +131,9 @@ def main() -> None:
         left.axhspan(-2, 2, color=COLOURS[-1], alpha=0.25, lw=0)
         for z, bits, colour in zip(scores, BITS, COLOURS, strict=False):
             left.plot(range(1, len(z) + 1), z, "o", color=colour, label="ideal" if bits is None else f"{bits} bits")
-        left.set(xlabel="weight", ylabel="mean − exact mean, in standard errors", title="concrete", yscale="symlog")
+        left.set(
+            xlabel="weight", ylabel="mean − exact mean, in standard errors", title="concrete", yscale="symlog", ylim=(-20, 900)
+        )
         left.legend(frameon=False, fontsize=8, ncols=2)
         for k, (name, colour) in enumerate(zip(("machine", "judge"), COLOURS, strict=False)):
             place = torch.arange(1.0, 11) + 0.25 * (k - 0.5)
