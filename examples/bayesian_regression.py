@@ -51,8 +51,7 @@ def concrete(reads: int) -> tuple[list[dict[str, object]], Tensor]:
 
 def hamiltonian(model: LogisticRegression, reads: int, noise: torch.Generator) -> Tensor:
     """The judge: `[reads, chains, n]` by leapfrog steps in coordinates where the Laplace posterior is isotropic."""
-    mode = model.laplace()
-    half = torch.linalg.cholesky(mode.covariance())
+    half = torch.linalg.cholesky((mode := model.laplace()).covariance())
 
     def force(q: Tensor) -> tuple[Tensor, Tensor]:
         w = mode.mean() + q @ half.mT
@@ -137,8 +136,7 @@ def main() -> None:
         left.legend(frameon=False, fontsize=8, ncols=2)
         for k, (name, colour) in enumerate(zip(("machine", "judge"), COLOURS, strict=False)):
             place = torch.arange(1.0, 11) + 0.25 * (k - 0.5)
-            label = name if name == "machine" else "Hamiltonian Monte Carlo"
-            right.errorbar(place, moments[f"{name}_mean"], 2 * moments[f"{name}_std"], fmt="o", color=colour, ms=4, label=label)
+            right.errorbar(place, moments[f"{name}_mean"], 2 * moments[f"{name}_std"], fmt="o", color=colour, ms=4, label=name)
         right.set(xlabel="weight", ylabel="mean ± 2 standard deviations", title="tumours")
         right.legend(frameon=False, fontsize=8)
     save_figure(figure, options.out / "bayesian_regression.svg")
