@@ -51,8 +51,7 @@ def concrete(reads: int) -> tuple[list[dict[str, object]], Tensor]:
 
 def hamiltonian(model: LogisticRegression, reads: int, noise: torch.Generator) -> Tensor:
     """The judge: `[reads, chains, n]` by leapfrog steps in coordinates where the Laplace posterior is isotropic."""
-    mode = model.laplace()
-    half = torch.linalg.cholesky(mode.covariance())
+    half = torch.linalg.cholesky((mode := model.laplace()).covariance())
 
     def force(q: Tensor) -> tuple[Tensor, Tensor]:
         w = mode.mean() + q @ half.mT
@@ -131,12 +130,13 @@ def main() -> None:
         left.axhspan(-2, 2, color=COLOURS[-1], alpha=0.25, lw=0)
         for z, bits, colour in zip(scores, BITS, COLOURS, strict=False):
             left.plot(range(1, len(z) + 1), z, "o", color=colour, label="ideal" if bits is None else f"{bits} bits")
-        left.set(xlabel="weight", ylabel="mean − exact mean, in standard errors", title="concrete", yscale="symlog")
+        left.set(
+            xlabel="weight", ylabel="mean − exact mean, in standard errors", title="concrete", yscale="symlog", ylim=(-20, 900)
+        )
         left.legend(frameon=False, fontsize=8, ncols=2)
         for k, (name, colour) in enumerate(zip(("machine", "judge"), COLOURS, strict=False)):
             place = torch.arange(1.0, 11) + 0.25 * (k - 0.5)
-            label = name if name == "machine" else "Hamiltonian Monte Carlo"
-            right.errorbar(place, moments[f"{name}_mean"], 2 * moments[f"{name}_std"], fmt="o", color=colour, ms=4, label=label)
+            right.errorbar(place, moments[f"{name}_mean"], 2 * moments[f"{name}_std"], fmt="o", color=colour, ms=4, label=name)
         right.set(xlabel="weight", ylabel="mean ± 2 standard deviations", title="tumours")
         right.legend(frameon=False, fontsize=8)
     save_figure(figure, options.out / "bayesian_regression.svg")

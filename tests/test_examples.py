@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +37,34 @@ def test_tngd_lora(capsys, tmp_path, monkeypatch):
     load("tngd_lora").main()
     printed = capsys.readouterr().out
     assert [line.split()[0] for line in printed.splitlines()] == ["pretrained", "Adam", "TNGD", "TNGD-Adam"]
+
+
+@pytest.mark.slow
+def test_bayesian_regression(tmp_path, monkeypatch):
+    """Ideal converters agree with the exact posterior, and the machine with Hamiltonian Monte Carlo, within the errors."""
+    pytest.importorskip("arviz_stats")
+    monkeypatch.setattr(sys, "argv", ["bayesian_regression", "--reads", "10", "--out", str(tmp_path)])
+    load("bayesian_regression").main()
+    found = json.loads((tmp_path / "bayesian_regression.json").read_text())
+    ideal, *rounded = found["concrete"]
+    assert ideal["largest_z"] < 4
+    assert all(row["largest_z"] > 4 for row in rounded[1:])  # the shift that bits leave is seen
+    assert found["tumours"]["largest_z"] < 4
+    assert (tmp_path / "bayesian_regression.svg").is_file()
+
+
+@pytest.mark.slow
+def test_laplace_digits(tmp_path, monkeypatch):
+    """What the page says: less surprise at the same accuracy, and δ by evidence misleads a network trained without a prior."""
+    monkeypatch.setattr(sys, "argv", ["laplace_digits", "--seeds", "1", "--samples", "2", "--out", str(tmp_path)])
+    load("laplace_digits").main()
+    found = json.loads((tmp_path / "laplace.json").read_text())
+    upright = {row["predictions"]: row for row in found["rows"] if row["angle"] == 0}
+    mode, linearized = upright["mode"], upright["Laplace, linearized"]
+    assert linearized["nll"][0] < mode["nll"][0]
+    assert abs(linearized["accuracy"][0] - mode["accuracy"][0]) < 0.02
+    assert upright["linearized, δ by evidence"]["nll"][0] > 1.5
+    assert "Laplace, drawn by cells" in upright
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)

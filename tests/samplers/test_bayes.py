@@ -8,7 +8,15 @@ from scipy import integrate, stats
 
 from heatbath.experiments.data.uci import load_breast_cancer, load_table
 from heatbath.machines import Machine, MachineSpec
-from heatbath.samplers import Gaussian, LogisticRegression, diagnose, langevin, linear_regression, sample_gaussian
+from heatbath.samplers import (
+    Gaussian,
+    LogisticRegression,
+    diagnose,
+    langevin,
+    linear_regression,
+    sample_gaussian,
+    slowest_relaxation,
+)
 
 NOISY = MachineSpec(name="noisy", tau=1e-6, noise_volts_rms=0.05)
 
@@ -260,3 +268,17 @@ def test_langevin_refuses_bad_steps(step, message):
             burn_in=1e-2,
             step=step,
         )
+
+
+def test_slowest_relaxation_is_that_of_the_scaled_precision():
+    """The correlation of neighbours in the slowest mode is 1/e after that time: from the law, at an ideal machine."""
+    gaussian = Gaussian(torch.tensor([[4.0, 1.8], [1.8, 1.0]]).double(), torch.zeros(2).double())
+    seconds = slowest_relaxation(gaussian, Machine(NOISY))
+    draws = sample_gaussian(gaussian, Machine(NOISY), reads=2, interval=seconds, burn_in=1e-3, chains=4000, generator=noise())
+    root = gaussian.precision.diagonal().rsqrt()
+    slow = torch.linalg.eigh(root[:, None] * gaussian.precision * root).eigenvectors[:, 0]
+    first, second = (draws.values / root) @ slow
+    r = float(torch.corrcoef(torch.stack((first, second)))[0, 1])
+    assert abs(math.atanh(r) - math.atanh(math.exp(-1))) < 4 / 4000**0.5  # Fisher's z
+    with pytest.raises(ValueError, match="not positive definite"):
+        slowest_relaxation(Gaussian(-EYE, EYE[0]), Machine(NOISY))

@@ -9,7 +9,22 @@ from typing import Annotated
 
 import typer
 
-from heatbath.cli import demo, floors, laplace, lists, machine, report, solve, spice, study, train, tune
+from heatbath.cli import (
+    demo,
+    floors,
+    laplace,
+    lists,
+    machine,
+    max_cut,
+    quadratic_program,
+    report,
+    sample,
+    solve,
+    spice,
+    study,
+    train,
+    tune,
+)
 
 app = typer.Typer(
     help="Second-order training of neural networks on an emulated thermodynamic computer.",
@@ -49,6 +64,9 @@ app.add_typer(study.app, name="study", no_args_is_help=True)
 app.command()(report.report)
 app.command()(floors.floors)
 app.command()(solve.solve)
+app.command()(sample.sample)
+app.command("qp")(quadratic_program.quadratic_program)
+app.command("max-cut")(max_cut.max_cut)
 app.command()(laplace.laplace)
 app.command()(spice.spice)
 app.add_typer(machine.app, name="machine")

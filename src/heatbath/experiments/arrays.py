@@ -1,4 +1,4 @@
-"""Matrices and right-hand sides from files: .npy, or .csv with one row of the matrix a line."""
+"""Matrices, right-hand sides and graphs from files: .npy, or .csv with one row of the matrix, or one edge, a line."""
 
 from __future__ import annotations
 
@@ -47,6 +47,80 @@ def load_rows(path: Path, matrix: Tensor) -> Tensor:
         raise ValueError(f"the right-hand side in {path} must have shape [n] or [m, n], got {tuple(rows.shape)}")
     check_rows(matrix, rows, f"the right-hand side in {path}")
     return rows
+
+
+def load_array(path: Path, what: str, *, dimensions: int) -> Tensor:
+    """Numbers of any meaning, float64; where a vector is wanted, a single row or column is taken as one.
+
+    Args:
+        path: .npy or .csv.
+        what: names them in messages.
+        dimensions: 1 or 2.
+
+    Raises:
+        FileNotFoundError, TypeError: as `load_matrix`.
+        ValueError: as `load_matrix`; another number of dimensions, or numbers that are not finite.
+    """
+    array = _load(path, what)
+    if dimensions == 1 and array.ndim == 2 and 1 in array.shape:
+        array = array.flatten()
+    if array.ndim != dimensions:
+        raise ValueError(f"{what} in {path} must have {dimensions} dimension(s), got shape {tuple(array.shape)}")
+    bad = int((~torch.isfinite(array)).sum())
+    if bad:
+        raise ValueError(f"{what} in {path} holds {bad} entries that are NaN or inf")
+    return array
+
+
+def load_graph(path: Path) -> tuple[list[str], Tensor]:
+    """A weighted graph: names of its nodes, and its symmetric weights, float64 `[n, n]`, 0 where there is no edge.
+
+    A .npy file holds the weights themselves, with nodes named by number. A .csv file holds an edge a line: two names and, if
+    it is not 1, a weight; lines that start with # are left out.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: lines that are no edges, loops, edges that come twice, no edges, or weights that are not symmetric.
+    """
+    if path.suffix != ".csv":
+        weights = load_array(path, "the graph", dimensions=2)
+        check_symmetric(weights, f"the graph in {path}")
+        return [str(i) for i in range(len(weights))], weights
+    if not path.is_file():
+        raise FileNotFoundError(f"the file of the graph, {path}, does not exist")
+    place: dict[str, int] = {}
+    edges: dict[tuple[int, int], float] = {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        for number, cells in enumerate(csv.reader(file), start=1):
+            words = [cell.strip() for cell in cells]
+            if not any(words) or words[0].startswith("#"):
+                continue
+            a, b, weight = _edge(words, f"{path}, line {number}")
+            pair = (place.setdefault(a, len(place)), place.setdefault(b, len(place)))
+            if (min(pair), max(pair)) in edges:
+                raise ValueError(f"{path}, line {number}: the edge {a}, {b} came before")
+            edges[min(pair), max(pair)] = weight
+    if not edges:
+        raise ValueError(f"{path} holds no edges")
+    weights = torch.zeros(len(place), len(place), dtype=torch.float64)
+    for (i, j), weight in edges.items():
+        weights[i, j] = weights[j, i] = weight
+    return list(place), weights
+
+
+def _edge(words: list[str], where: str) -> tuple[str, str, float]:
+    """Two names and a weight."""
+    if len(words) not in (2, 3) or not words[0] or not words[1]:
+        raise ValueError(f"{where}: an edge is two names and, if not 1, a weight, got {', '.join(words)}")
+    if words[0] == words[1]:
+        raise ValueError(f"{where}: {words[0]} is joined to itself")
+    try:
+        weight = float(words[2]) if len(words) == 3 else 1.0
+    except ValueError as error:
+        raise ValueError(f"{where}: the weight {words[2]!r} is no number") from error
+    if not -float("inf") < weight < float("inf"):
+        raise ValueError(f"{where}: the weight is {weight}")
+    return words[0], words[1], weight
 
 
 def _load(path: Path, what: str) -> Tensor:

@@ -8,10 +8,15 @@ and are read after the analog time t; the reading, scaled back, takes the place 
 then come 1 − e^{−λ_i t/sτ} of the way from its start to the natural gradient: t leads from gradient descent (t → 0) to natural
 gradient descent (t → ∞), and λ/s, the damping, decides how long "∞" is. The digital side makes products alone: S and SᵀS.
 
-What is done otherwise than in the paper, or not stated there:
-1. Drives fill the range of the converters at each step, so carried voltages keep their size relative to the present gradient.
-2. `delay` is the time that the digital side takes to bring the next G and g; the cells go on relaxing to the old ones.
-3. A matrix that the converters made indefinite is re-damped, or solved digitally, and counted (`report()`).
+What is done otherwise than in the paper (v1), or not stated there:
+1. The cells hold the dense n × n matrix, scaled by its largest entry (τ/s is the time unit of the matrix as it is). The paper's
+   circuit (app. C) holds J, H and Jᵀ in three resistor arrays, m(m + 2n) numbers for m rows; such an array is not emulated.
+2. Drives fill the range of the converters at each step, so carried voltages keep their size relative to the present gradient.
+   The first step starts from 0 V (the paper's Alg. 1: from the gradient, which is `Start.GRADIENT` at every step).
+3. One reading is taken at t. The paper may average several (§4), and simulates by Euler–Maruyama; here the exact law is drawn.
+4. `delay` is the time that the digital side takes to bring the next G and g; the cells go on relaxing to the old ones (Fig. 1).
+5. TNGD-Adam has the β of Adam; the paper's runs have β₁ = β₂ = 0 (app. E.2), which leaves little but the sign of the reading.
+6. A matrix that the converters made indefinite is re-damped, or solved digitally, and counted (`report()`).
 """
 
 from __future__ import annotations

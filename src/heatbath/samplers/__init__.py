@@ -6,6 +6,7 @@ from heatbath.samplers.gaussian import Draws as Draws
 from heatbath.samplers.gaussian import Gaussian as Gaussian
 from heatbath.samplers.gaussian import linear_regression as linear_regression
 from heatbath.samplers.gaussian import sample_gaussian as sample_gaussian
+from heatbath.samplers.gaussian import slowest_relaxation as slowest_relaxation
 from heatbath.samplers.langevin import LogisticRegression as LogisticRegression
 from heatbath.samplers.langevin import langevin as langevin
 from heatbath.samplers.laplace import Laplace as Laplace

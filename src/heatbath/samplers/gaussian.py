@@ -91,6 +91,21 @@ def linear_regression(inputs: Tensor, targets: Tensor, *, noise: float, prior: f
     return Gaussian(precision, inputs.mT @ targets / noise**2)
 
 
+def slowest_relaxation(gaussian: Gaussian, machine: Machine) -> float:
+    """Seconds in which the slowest mode forgets: τ/λ_min of the precision scaled to a unit diagonal, found digitally.
+
+    Raises:
+        ValueError: a precision that is not positive definite.
+    """
+    root = gaussian.precision.diagonal().clamp_min(0).rsqrt()
+    smallest = float(torch.linalg.eigvalsh(torch.nan_to_num(root[:, None] * gaussian.precision * root))[0])
+    if not smallest > 0:
+        raise ValueError(
+            f"the precision is not positive definite: scaled, its smallest eigenvalue is {smallest:.3g}; add a prior"
+        )
+    return machine.spec.time_constant / smallest
+
+
 def sample_gaussian(
     gaussian: Gaussian,
     machine: Machine,

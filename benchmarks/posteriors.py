@@ -1,7 +1,7 @@
 """Laplace posteriors of one network, here and by the library laplace-torch: are they the same, and how long do they take?
 
     pip install --no-deps laplace-torch backpack-for-pytorch unfoldNd torchmetrics lightning-utilities
-    python benchmarks/laplace.py        writes benchmarks/results/laplace.json
+    python benchmarks/posteriors.py        writes benchmarks/results/posteriors.json
 
 laplace-torch imports asdl, which is on no package index; a stand-in takes its place, since the backend here is BackPACK.
 """
@@ -80,7 +80,7 @@ def main() -> None:
         "versions": versions(),
         "host": host(torch.device("cpu")),
     }
-    Path(__file__).with_name("results").joinpath("laplace.json").write_text(json.dumps(result, indent=1) + "\n")
+    Path(__file__).with_name("results").joinpath("posteriors.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 
