@@ -30,8 +30,9 @@ def char_gpt() -> Experiment:
             "test perplexity": perplexity,
         },
         target=Target("test loss", 1.8, higher=False),
-        # Held-out loss after 100 steps, one seed: three rates for AdamW (Adam and NAdamW take its), two for Muon and SGD
-        # (its smaller one for 60 steps), four settings of damping and clip for K-FAC; SOAP's is a guess. Good to start from; `heatbath tune` for comparisons.
+        # Held-out loss after 100 steps, one seed: three rates for AdamW (Adam and NAdamW take its), two for Muon and SGD (its
+        # smaller one for 60 steps), four settings of damping and clip for K-FAC; SOAP's is a guess. Little tuned: use
+        # `heatbath tune` for comparisons.
         hyper={
             "sgd": Hyper(lr=0.1),
             "adam": Hyper(lr=2e-3),

@@ -33,8 +33,9 @@ def molecules_gnn() -> Experiment:
             "test loss per label": loss_per_label,
         },
         target=Target("test average precision", 0.3),
-        # Loss on ToxCast's validation part after 50 steps, one seed: two rates for AdamW (Adam and NAdamW take its), one for SGD
-        # and Muon, three settings of damping and clip for K-FAC; SOAP's is a guess. Little tuned: `heatbath tune` for comparisons.
+        # Loss on ToxCast's validation part after 50 steps, one seed: two rates for AdamW (Adam and NAdamW take its), one for
+        # SGD and Muon, three settings of damping and clip for K-FAC; SOAP's is a guess. Little tuned: use `heatbath tune` for
+        # comparisons.
         hyper={
             "sgd": Hyper(lr=3e-3),
             "adam": Hyper(lr=1e-2),
