@@ -4,7 +4,7 @@
     python benchmarks/step.py --only b --contestants "AdamW, foreach" hb.KFAC --minutes 1
     python benchmarks/step.py --kfac-pytorch path/to/kfac-pytorch --write
 
-The peers come by `pip install pytorch_optimizer singd einconv`, Distributed Shampoo from github.com/facebookresearch/optimizers,
+The peers come by `pip install pytorch_optimizer singd einconv`, Shampoo from a clone of github.com/facebookresearch/optimizers,
 kfac-pytorch from a clone of github.com/gpauloski/kfac-pytorch. A step is zero_grad, forward, loss, backward and update, in
 float32. Contestants take turns of two steps, so that a busy machine hits all alike. A round is a whole cycle of everybody's
 intervals, and every contestant is set against AdamW (foreach) of the same round. Each contestant gets about the same time in
@@ -34,12 +34,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-
-import heatbath as hb
-from heatbath.experiments.environment import host, versions
 from step_contestants import CONTESTANTS, PACKAGES, Contestant, Trainer, state_bytes, version_of
 from step_floor import count
 from step_workloads import WORKLOADS, Workload
+
+import heatbath as hb
+from heatbath.experiments.environment import host, versions
 
 RESULTS = Path(__file__).parent / "results" / "step.json"
 BASELINE = "AdamW, foreach"

@@ -17,13 +17,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
+from step_workloads import Workload
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import heatbath as hb
 from heatbath.operators import BlockDiagonal, Dense, Operator
-from step_workloads import Workload
 
 
 @dataclass(frozen=True)
