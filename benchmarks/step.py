@@ -4,7 +4,7 @@
     python benchmarks/step.py --only b --contestants "AdamW, foreach" hb.KFAC --minutes 1
     python benchmarks/step.py --kfac-pytorch path/to/kfac-pytorch --write
 
-Peers come by `pip install pytorch_optimizer singd einconv`, Distributed Shampoo from github.com/facebookresearch/optimizers,
+The peers come by `pip install pytorch_optimizer singd einconv`, Shampoo from a clone of github.com/facebookresearch/optimizers,
 kfac-pytorch from a clone of github.com/gpauloski/kfac-pytorch. A step is zero_grad, forward, loss, backward and update, in
 float32. Contestants take turns of two steps, so that a busy machine hits all alike. A round is a whole cycle of everybody's
 intervals, and every contestant is set against AdamW (foreach) of the same round. Each contestant gets about the same time in

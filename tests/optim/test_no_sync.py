@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from heatbath.curvature import Reduction
 from heatbath.optim import KFAC, Policy
-from heatbath.solvers import Cholesky, Eigen, Guarded, NewtonSchulz, WarmStarted
+from heatbath.solvers import Cholesky, Eigen, Factorwise, Guarded, NewtonSchulz, ThermodynamicInverse, WarmStarted
 from tests.laws import Scale, batches, noise
+from tests.zoo import IDEAL
 
 READS = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "equal", "_unique2", "allclose"}
+
+
+def slow(value):
+    """A parameter for `make test-slow` alone."""
+    return pytest.param(value, marks=pytest.mark.slow)
 
 
 class NoReads(TorchDispatchMode):
@@ -85,11 +94,35 @@ def test_no_step_waits_for_the_device(solver, options, reduction):
     assert optimizer.report()["skipped_steps"] == 1
 
 
-def test_a_guarded_solver_reads_one_flag_and_says_so():
-    """The exception, documented in `solvers/guarded.py`."""
+@pytest.mark.parametrize("solver", [None, Factorwise(NewtonSchulz(2, warm_steps=2)), slow(Eigen())], ids=["c", "n", "e"])
+def test_steps_need_no_data_at_all(solver):
+    """On tensors that have shapes and no numbers, where whatever reads one raises: refreshes included."""
+    model = Everything()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in model.modules():
+            for name, p in module._parameters.items():
+                module._parameters[name] = None if p is None else nn.Parameter(torch.empty(p.shape, device="meta"))
+        policy = Policy(factor_every=2, refresh_every=3, patience=0)
+        optimizer = KFAC(model, solver=solver, weight_decay=0.1, policy=policy)
+        for _ in range(5):
+            optimizer.zero_grad()
+            x, tokens = torch.empty(8, 4, 6, device="meta"), torch.empty(8, dtype=torch.int64, device="meta")
+            F.cross_entropy(model(x, tokens), tokens).backward()
+            optimizer.step()
+    assert optimizer._tally.refreshes == 2
+
+
+@pytest.mark.parametrize("solver", [Guarded(Cholesky()), NewtonSchulz(), ThermodynamicInverse(IDEAL)], ids=["c", "n", "t"])
+def test_a_guarded_inverse_reads_at_refreshes_and_nowhere_else(solver):
+    """The exception, documented in `solvers/guarded.py`: one flag per refresh. Applying the inverse reads nothing."""
     model = nn.Linear(4, 3)
-    optimizer = KFAC(model, solver=Guarded(Cholesky()))
-    x, y = batches(1, dtype=torch.float32)[0]
+    optimizer = KFAC(model, solver=solver, policy=Policy(factor_every=1, refresh_every=2, patience=0))
+    for index, (x, y) in enumerate(batches(4, dtype=torch.float32)):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        with NoReads() if index % 2 else contextlib.nullcontext():
+            optimizer.step()
+    assert optimizer._tally.refreshes == 2
     F.cross_entropy(model(x), y).backward()
     with NoReads(), pytest.raises(AssertionError, match="waits for the device"):
         optimizer.step()

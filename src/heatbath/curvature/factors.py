@@ -181,8 +181,8 @@ class FactorSums:
             The factors of this batch, a `Kronecker` with stack `[L]`, and which blocks saw anything; the others hold zeros.
         """
         left, right = self.hold()
-        _mirror(left)
-        _mirror(right)
+        for total in (left, right):
+            _mirror(total)
         seen = [c.rows > 0 for c in self.counts]
         for tensor in self.of_gradients(squares=False):
             self._normalize(tensor, reduction, terms, scale)

@@ -39,7 +39,7 @@ class Dense(Operator):
         return self.matrix.shape[:-2]
 
     def __matmul__(self, x: Tensor) -> Tensor:
-        if x.shape[:-2] == self.stack:
+        if x.ndim == self.matrix.ndim:
             return product(x, self.matrix)
         flat = x.reshape(*self.stack, -1, self.size)
         return (flat @ self.matrix).reshape(x.shape)

@@ -50,7 +50,8 @@ def apply_inverse(state: Inverse, rhs: Tensor) -> Solution:
     rows = rhs.numel() // (stack * operator.size)
     kernel = matmul(rows, operator.size, operator.size) if isinstance(operator, Dense) else elementwise(rows * operator.size)
     notes = {} if state.residual is None else {"inverse_residual": state.residual}
-    return Solution(operator @ rhs, Work.of(kernel, stack), state.outcome, notes=notes)
+    value = operator.__matmul__(rhs)  # by name: torch.compile takes `operator @ rhs` for a product of two tensors
+    return Solution(value, Work.of(kernel, stack), state.outcome, notes=notes)
 
 
 def apply_inverse_to_columns(state: Inverse, rhs: Tensor) -> Solution:
