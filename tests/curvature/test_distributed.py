@@ -179,3 +179,18 @@ def test_parts_of_unequal_size_are_weighed_by_their_terms(results):
 def test_one_process_is_not_parallel():
     assert not is_parallel()
     assert Policy().distributed
+
+
+def test_one_triangle_of_each_sum_travels(monkeypatch):
+    """n(n + 1)/2 numbers of a symmetric sum, n of a diagonal one; alone, adding up changes nothing."""
+    sent: list[int] = []
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor, **_: sent.append(tensor.numel()))
+    model = fill(nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 3)))
+    optimizer = KFAC(model, policy=PLAIN)
+    model(torch.arange(6)).sin().sum().backward()
+    sums = [stack.sums for stack in optimizer.stacks]
+    before = [tensor.clone() for each in sums for tensor in each.hold()]
+    join_processes(sums, Reduction.SUM, 6)
+    assert sent[:4] == [4 * 5 // 2, 7, 3 * 4 // 2, 5 * 6 // 2]
+    for old, new in zip(before, (tensor for each in sums for tensor in each.hold()), strict=True):
+        torch.testing.assert_close(new, old, rtol=1e-15, atol=0)

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from heatbath.operators import to_plain
 from heatbath.optim import KFAC
-from heatbath.solvers import Cholesky, Eigen, Guarded, ThermodynamicSolve
+from heatbath.solvers import Cholesky, Eigen, Guarded, NewtonSchulz, ThermodynamicSolve, WarmStarted
 from tests.laws import Scale, batches, network, saved_and_loaded, train
 from tests.zoo import EIGHT, IDEAL
 
@@ -111,3 +113,60 @@ def test_the_state_of_the_generator_travels():
     other = torch.Generator().manual_seed(9)
     KFAC(network(), generator=other).load_state_dict(saved)
     assert torch.equal(other.get_state(), torch.Generator().manual_seed(3).get_state())
+
+
+# --- triangles ------------------------------------------------------------------------------------------------------------
+
+
+def size_of(plain: Any) -> int:
+    """Numbers in all tensors of a checkpoint."""
+    if isinstance(plain, torch.Tensor):
+        return plain.numel()
+    parts = plain.values() if isinstance(plain, dict) else plain if isinstance(plain, list) else []
+    return sum(size_of(part) for part in parts)
+
+
+def test_factors_and_inverses_are_saved_as_triangles():
+    """n(n + 1)/2 numbers for each factor and each inverse; momentum in full, and what the stacks count."""
+    stacks = natural(trained().state_dict())["stacks"]
+    for stack, (out, inputs) in zip(stacks, ((5, 5), (3, 6)), strict=True):
+        triangles = out * (out + 1) // 2 + inputs * (inputs + 1) // 2
+        assert size_of(stack["mean"]) == triangles
+        assert size_of(stack["state"]) == triangles + 2  # and two outcomes
+        assert size_of(stack["momentum"]) == out * inputs
+
+
+def test_inverses_that_no_symmetry_is_known_of_are_saved_in_full():
+    stacks = natural(trained(solver=WarmStarted(NewtonSchulz(warm_steps=6))).state_dict())["stacks"]
+    assert size_of(stacks[0]["state"]) == 5 * 5 + 5 * 5 + 4  # outcomes and residuals
+
+
+def test_a_checkpoint_in_full_is_read_as_well():
+    """As those before triangles: the same trees with whole matrices."""
+    model, other = network(), network()
+    optimizer, resumed = trained(model), KFAC(other)
+    saved = saved_and_loaded(optimizer.state_dict())
+    for plain, stack in zip(natural(saved)["stacks"], optimizer.stacks, strict=True):
+        plain["mean"], plain["state"] = to_plain(stack.mean), to_plain(stack.state)
+        for side in plain["state"]["fields"].values():
+            del side["fields"]["symmetric"]
+    other.load_state_dict(model.state_dict())
+    resumed.load_state_dict(saved)
+    for m, o in ((model, optimizer), (other, resumed)):
+        train(m, o, batches(12))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_factors_that_rounding_left_unsymmetric_are_the_same_in_both_runs():
+    """A solver that reads both triangles (Newton–Schulz) goes on alike with and without the checkpoint in between."""
+    model, other = network(), network()
+    optimizer = trained(model, solver=NewtonSchulz())
+    for stack in optimizer.stacks:
+        stack.mean.left.matrix.add_(1e-9 * torch.ones_like(stack.mean.left.matrix).triu(1))
+    saved = saved_and_loaded(optimizer.state_dict())
+    other.load_state_dict(model.state_dict())
+    resumed = KFAC(other, solver=NewtonSchulz())
+    resumed.load_state_dict(saved)
+    for m, o in ((model, optimizer), (other, resumed)):
+        train(m, o, batches(3))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))

@@ -88,3 +88,18 @@ def test_state_bytes_are_those_of_every_tensor_held():
     factors, update = (2 * 2 + 4 * 4) * 4, 2 * 4 * 4
     outcomes = 2
     assert optimizer.coverage().state_bytes == before + 2 * factors + outcomes + update
+
+
+def test_state_is_one_factor_one_inverse_and_momentum_and_it_says_so():
+    """After a step that captured and refreshed: no captured sums, no second copy; n² numbers for each factor and inverse."""
+    net = nn.Sequential(nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 20), nn.Linear(20, 5))
+    optimizer = KFAC(net, policy=Policy(1, 1, 0))
+    for _ in range(2):
+        optimizer.zero_grad()
+        F.cross_entropy(net(torch.ones(4, 30)), torch.zeros(4).long()).backward()
+        assert optimizer.coverage().held["captured"] > 0
+        optimizer.step()
+    factors = 4 * sum(n * n for n in (31, 20, 21, 20, 21, 5))
+    momentum = 4 * (31 * 20 + 21 * 20 + 21 * 5)
+    assert optimizer.coverage().held == {"factors": factors, "solver": factors + 6, "momentum": momentum, "captured": 0}
+    assert str(optimizer.coverage()).endswith("state 0.0 MiB (factors 0.0, solver 0.0, momentum 0.0)")

@@ -5,6 +5,8 @@ dividing then gives exactly the factors of one process on the concatenated batch
 process whose loss is a mean over D_r terms are g = γ/D_r, so with D = Σ_r D_r
 
     B = (1/D) Σ_r D_r² Σ g gᵀ,    A = (1/T) Σ_r Σ a aᵀ.
+
+Of symmetric sums only one triangle travels.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from heatbath.curvature.factors import Counts, FactorSums
 from heatbath.curvature.reduction import Reduction
+from heatbath.operators import from_triangle, lower_triangle
 
 
 def is_parallel() -> bool:
@@ -47,11 +50,9 @@ def join_processes(sums: Sequence[FactorSums], reduction: Reduction | None, term
         for tensor in of_gradients:
             if not isinstance(terms, Tensor) and reduction is not Reduction.SUM:
                 each.scale_terms(tensor, [float(t) ** 2 for t in counted])
+        symmetric = [t for t in (*each.of_gradients(squares=False), right) if t.ndim > 2]
         for tensor in (*of_gradients, *(() if each.form.block.gradient_inputs else (right,))):
-            joined_tensor = tensor.contiguous()  # rows of sums are filled up, which gloo refuses
-            dist.all_reduce(joined_tensor)
-            if joined_tensor is not tensor:
-                tensor.copy_(joined_tensor)
+            _add_up(tensor, symmetric=any(tensor is t for t in symmetric))
     if not sums:
         return terms if isinstance(terms, Tensor) else None
     total = torch.tensor(counts, dtype=torch.float64).to(sums[0].form.device)
@@ -65,6 +66,14 @@ def join_processes(sums: Sequence[FactorSums], reduction: Reduction | None, term
     terms = terms.clone()
     dist.all_reduce(terms)
     return terms
+
+
+def _add_up(tensor: Tensor, *, symmetric: bool) -> None:
+    """Add up over all processes, in place; of symmetric matrices the lower triangles, half the bytes."""
+    parts = lower_triangle(tensor) if symmetric else tensor.contiguous()
+    dist.all_reduce(parts)
+    if parts is not tensor:
+        tensor.copy_(from_triangle(parts) if symmetric else parts)
 
 
 def _joined(numbers: Iterator[float], places: int) -> Counts:

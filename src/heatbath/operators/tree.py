@@ -96,6 +96,19 @@ def nodes_of(value: Any, kind: type[T]) -> Iterator[T]:  # Any: a recursive sum 
             yield from nodes_of(part, kind)
 
 
+def exchange(value: Any, fn: Callable[[Any], Any]) -> Any:  # Any: a recursive sum type
+    """A tree with some nodes exchanged: `fn` is asked outermost first, and what it returns in place of a node is final."""
+    new = fn(value)
+    if new is not value:
+        return new
+    if is_dataclass(value) and type(value).__name__ in _CLASSES:
+        parts = {f.name: exchange(getattr(value, f.name), fn) for f in fields(value)}
+        return _CLASSES[type(value).__name__](**parts)
+    if isinstance(value, tuple):
+        return tuple(exchange(v, fn) for v in value)
+    return {k: exchange(v, fn) for k, v in value.items()} if isinstance(value, dict) else value
+
+
 def to_plain(value: Any) -> Any:  # Any: a recursive sum type
     """Turn a tree into dicts, lists, numbers, strings and tensors; `from_plain` is the inverse."""
     if is_dataclass(value) and type(value).__name__ in _CLASSES:

@@ -10,18 +10,29 @@ depends on the past (counters, tallies) is one text in JSON, and the rest has th
 from __future__ import annotations
 
 import json
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from heatbath.curvature import SquareSums
-from heatbath.operators import from_plain, map_tensors, to_plain
+from heatbath.operators import (
+    BlockDiagonal,
+    Dense,
+    exchange,
+    from_plain,
+    map_tensors,
+    mirrored,
+    nodes_of,
+    pack,
+    to_plain,
+    unpack,
+)
 from heatbath.optim.corrected import correct
 from heatbath.optim.deferred import Deferred
 from heatbath.optim.fallback import start_state
-from heatbath.solvers import Solver
+from heatbath.solvers import Inverse, Solver
 
 if TYPE_CHECKING:
     from heatbath.optim.natural import NaturalGradient
@@ -155,14 +166,34 @@ def tensors(tally: dict[str, Any]) -> dict[str, Any]:  # Any: as above
 
 
 def _save_stack(stack: Stack) -> dict[str, Any]:  # Any: plain Python and tensors
-    """One stack."""
+    """One stack; symmetric matrices as triangles.
+
+    Where rounding left a factor unsymmetric, it is made symmetric here and in the stack itself, so that a run that was saved
+    and one that goes on from there stay equal to the last bit.
+    """
+    _settle(stack.mean)
+    for inverse in nodes_of(stack.state, Inverse):
+        if inverse.symmetric:
+            _settle(inverse.operator)
     return {
         "boost": stack.boost,
-        "mean": to_plain(stack.mean),
+        "mean": to_plain(pack(stack.mean)),
         "corrected": to_plain(stack.corrected),
-        "state": to_plain(stack.state),
+        "state": to_plain(exchange(stack.state, _pack_inverse)),
         "momentum": None if stack.momentum is None else stack.momentum.contiguous(),
     }
+
+
+def _settle(value: Any) -> None:  # Any: a tree
+    """Make matrices symmetric in place, where rounding left them otherwise; reads the device."""
+    for matrix in (*(d.matrix for d in nodes_of(value, Dense)), *(d.blocks for d in nodes_of(value, BlockDiagonal))):
+        if not torch.equal(matrix, matrix.mT):
+            matrix.copy_(mirrored(matrix))
+
+
+def _pack_inverse(node: Any) -> Any:  # Any: a node of a tree
+    """An inverse that is symmetric as a triangle."""
+    return replace(node, operator=pack(node.operator)) if isinstance(node, Inverse) and node.symmetric else node
 
 
 def _restore_stack(stack: Stack, saved: dict[str, Any]) -> None:  # Any: plain Python and tensors
@@ -173,8 +204,8 @@ def _restore_stack(stack: Stack, saved: dict[str, Any]) -> None:  # Any: plain P
         return tensor.to(device, copy=True)
 
     stack.boost = move(saved["boost"])
-    stack.mean = map_tensors(move, from_plain(saved["mean"]))
+    stack.mean = map_tensors(move, unpack(from_plain(saved["mean"])))
     stack.corrected = map_tensors(move, from_plain(saved["corrected"]))
     stack.sums.squares = None if stack.corrected is None else SquareSums.zeros(stack.corrected)
-    stack.state = map_tensors(move, from_plain(saved["state"]))
+    stack.state = map_tensors(move, unpack(from_plain(saved["state"])))
     stack.momentum = None if saved["momentum"] is None else stack.empty().copy_(saved["momentum"])

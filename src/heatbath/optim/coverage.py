@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -28,11 +30,17 @@ class Coverage:
 
     Args:
         rows: one per treated module, fallback parameter and frozen parameter.
-        state_bytes: bytes of curvature, solver state and momentum held now.
+        held: bytes held now, by kind: "factors" (averages, and eigenbases where they are corrected), "solver" (inverses),
+            "momentum", and "captured", which is given back at the next step. AdamW's own state is not counted.
     """
 
     rows: tuple[Covered, ...]
-    state_bytes: int = 0
+    held: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of curvature, solver state and momentum held now."""
+        return sum(self.held.values())
 
     def count(self, treatment: str) -> int:
         """Parameters (numbers) under treatments that start with `treatment`."""
@@ -46,7 +54,9 @@ class Coverage:
         lines.insert(1, "  ".join("-" * w for w in widths))
         total = sum(r.parameters for r in self.rows if r.treatment != "frozen")
         curved = self.count("kfac") + self.count("ngd")
-        lines.append(f"{curved:,} of {total:,} trainable numbers by curvature; state {self.state_bytes / 2**20:.1f} MiB")
+        parts = ", ".join(f"{kind} {size / 2**20:.1f}" for kind, size in self.held.items() if size)
+        state = f"state {self.state_bytes / 2**20:.1f} MiB" + f" ({parts})" * bool(parts)
+        lines.append(f"{curved:,} of {total:,} trainable numbers by curvature; {state}")
         return "\n".join(lines)
 
 
@@ -72,11 +82,21 @@ def describe(layout: Layout, model: nn.Module) -> Coverage:
     for name, p in model.named_parameters():
         if id(p) not in known:
             rows.append(Covered(name, kinds[id(p)], "untrained" if p.requires_grad else "frozen", p.numel()))
-    return Coverage(tuple(rows), sum(_bytes(stack) for stack in layout.stacks))
+    return Coverage(tuple(rows), _held(layout.stacks))
 
 
-def _bytes(stack: Stack) -> int:
-    """Bytes of everything a stack holds."""
+def _held(stacks: Sequence[Stack]) -> dict[str, int]:
+    """Bytes of what stacks hold, by kind."""
+    return {
+        "factors": sum(_bytes((stack.mean, stack.corrected)) for stack in stacks),
+        "solver": sum(_bytes(stack.state) for stack in stacks),
+        "momentum": sum(_bytes(stack.momentum) for stack in stacks),
+        "captured": sum(_bytes((stack.sums.left, stack.sums.right)) for stack in stacks),
+    }
+
+
+def _bytes(value: Any) -> int:  # Any: a tree of tensors
+    """Bytes of the tensors in a tree."""
     total = 0
 
     def count(tensor: Tensor) -> Tensor:
@@ -84,5 +104,5 @@ def _bytes(stack: Stack) -> int:
         total += tensor.numel() * tensor.element_size()
         return tensor
 
-    map_tensors(count, (stack.sums.left, stack.sums.right, stack.mean, stack.state, stack.momentum, stack.corrected))
+    map_tensors(count, value)
     return total

@@ -278,7 +278,7 @@ class JointNaturalGradient(torch.optim.Optimizer):
             for name, p in self.model.named_parameters()
         )
         held = sum(t.numel() * t.element_size() for s in self.state.values() for t in s.values() if isinstance(t, Tensor))
-        return Coverage(rows, held)
+        return Coverage(rows, {"state": held})
 
     def state_dict(self) -> dict[str, Any]:  # Any: torch's own type
         """Everything needed to go on bit-equal, once `step` is done."""

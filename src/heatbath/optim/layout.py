@@ -79,8 +79,10 @@ class Layout:
         strays = {id(p) for site in self.absent for p in site.parameters().values()}
         self.strays = [[p for p in group["params"] if id(p) in strays] for group in self._groups]
 
-    def resting(self) -> set[Site]:
-        """Sites none of whose stacks captures at the present step."""
+    def wake(self, captures: Sequence[bool]) -> set[Site]:
+        """Note which stacks capture at the present step; returns the sites none of whose stacks does."""
+        for stack, awake in zip(self.stacks, captures, strict=True):
+            stack.awake = awake
         return {site for site in self.sites if not any(stack.awake for stack, _ in self.places[id(site)])}
 
     def welcome(self) -> list[Site]:

@@ -173,10 +173,8 @@ class NaturalGradient(torch.optim.Optimizer):
         self.capture.forget()
         for stack in self.stacks:
             stack.sums.drop()
-        for stack, awake in zip(self.stacks, self._timetable.captures(self.steps), strict=True):
-            stack.awake = awake
-        self.capture.enabled = not self.stacks or any(stack.awake for stack in self.stacks)
-        self.capture.resting = self.layout.resting()
+        self.capture.resting = self.layout.wake(self._timetable.captures(self.steps))
+        self.capture.enabled = len(self.capture.resting) < len(self.sites)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients, and with them what ordinary backward passes have brought to the curvature.

@@ -45,7 +45,7 @@ class Cholesky(Solver[Inverse]):
         code = torch.where(info == 0, Outcome.SOLVED.code, Outcome.INDEFINITE.code).to(torch.int8)
         count = max(operator.stack.numel(), 1)
         work = Work.of(cholesky(operator.size), count) + Work.of(inverse(operator.size), count)
-        return Inverse(Dense(inverse_matrix), code), work
+        return Inverse(Dense(inverse_matrix), code, symmetric=True), work
 
     def solve(
         self, state: Inverse, rhs: Tensor, *, guess: Tensor | None = None, generator: torch.Generator | None = None

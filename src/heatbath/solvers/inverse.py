@@ -26,6 +26,7 @@ class Inverse:
         carry: what the next preparation may start from besides the inverse (where a machine ended, `[*stack, n, n]`), or None.
         residual: ‖I − XM‖_F/√n of the inverse X `[*stack]` where the solver measured it, else None.
         clipped: what a machine clipped on the way, entries, drives and readings together, int64 `[*stack]`, or None.
+        symmetric: whether it is so to the last bit, or may be made so without loss; checkpoints then hold one triangle.
     """
 
     operator: Operator
@@ -33,6 +34,7 @@ class Inverse:
     carry: Tensor | None = None
     residual: Tensor | None = None
     clipped: Tensor | None = None
+    symmetric: bool = False
 
 
 def invert_diagonal(operator: Diagonal) -> tuple[Inverse, Work]:
