@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from heatbath.solvers import ThermodynamicInverse as ThermodynamicInverse
     from heatbath.solvers import ThermodynamicSolve as ThermodynamicSolve
     from heatbath.solvers import UnitVectors as UnitVectors
+    from heatbath.solvers import WarmStarted as WarmStarted
     from heatbath.solvers import linalg as linalg
     from heatbath.work import Work as Work
 
@@ -123,6 +124,7 @@ _ROOMS = {
         "ThermodynamicInverse",
         "ThermodynamicSolve",
         "UnitVectors",
+        "WarmStarted",
         "linalg",
     ),
     "work": ("Work",),

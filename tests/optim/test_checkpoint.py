@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from heatbath.operators import to_plain
-from heatbath.optim import KFAC
+from heatbath.optim import KFAC, Policy
 from heatbath.solvers import Cholesky, Eigen, Guarded, NewtonSchulz, ThermodynamicSolve, WarmStarted
 from tests.laws import Scale, batches, network, saved_and_loaded, train
 from tests.zoo import EIGHT, IDEAL
@@ -48,6 +48,13 @@ def test_the_same_layers_in_other_groups_are_refused():
     one, two = KFAC(model), KFAC(model, [{"params": model[0].parameters()}])
     with pytest.raises(ValueError, match="the same layers in other parameter groups or another order"):
         one.load_state_dict(two.state_dict())
+
+
+def test_stacks_cut_for_staggering_are_refused_by_an_optimizer_that_cuts_none():
+    model = nn.Sequential(*[nn.Linear(3, 3) for _ in range(4)])
+    cut = KFAC(model, policy=Policy(2, 2, stagger=True))
+    with pytest.raises(ValueError, match=r"another order, or stacks that Policy\(stagger=True\) cut$"):
+        KFAC(model).load_state_dict(cut.state_dict())
 
 
 def test_another_solver_is_refused_and_the_message_names_both():

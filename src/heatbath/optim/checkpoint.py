@@ -149,7 +149,11 @@ def check_layout(optimizer: NaturalGradient, plain: dict[str, Any]) -> None:  # 
         "this state_dict is of a model with other layers: "
         + "; ".join(f"{n}: {there.get(n, 'absent')} saved, {here.get(n, 'absent')} here" for n in differing[:5])
         + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
-        + ("the same layers in other parameter groups or another order" if not differing else "")
+        + (
+            ""
+            if differing
+            else "the same layers in other parameter groups or another order, or stacks that Policy(stagger=True) cut"
+        )
     )
 
 
