@@ -62,6 +62,12 @@ def test_machines_and_recipes_are_listed() -> None:
         ),
         (["study", "convergence", "digits-mpl"], "there is no recipe 'digits-mpl'"),
         (["study", "convergence", "digits-mlp", "--seeds", "0"], "at least 1 step and 1 seed"),
+        (["study", "runtime", "--network", "vit-s61"], "there is no network 'vit-s61'; did you mean vit-s16"),
+        (["study", "runtime", "--convergence", "nowhere"], "result.json cannot be read"),
+        (["study", "runtime", "--every", "0"], "intervals between refreshes are 1 step or more"),
+        (["study", "complexity", "--seeds", "0"], "exponents need at least two layers"),
+        (["study", "design", "digits-mlp"], "a budget needs a positive limit"),
+        (["study", "design", "digits-mpl", "--slowdown", "2"], "there is no recipe 'digits-mpl'"),
         (["report", "nowhere.jsonl"], "there is no record nowhere.jsonl"),
     ],
 )
@@ -144,6 +150,28 @@ def test_a_study_leaves_one_page(tmp_path: Path) -> None:
     text = (tmp_path / "page" / "README.md").read_text()
     assert "K-FAC, thermodynamic solve (tngd-2024, 12 bits)" in text
     assert "2 steps with batches of 128" in text
+
+
+@pytest.mark.slow
+def test_a_design_leaves_one_page(tmp_path: Path) -> None:
+    words = [
+        "study",
+        "design",
+        "digits-mlp",
+        "--steps",
+        "2",
+        "--seeds",
+        "1",
+        "--bits",
+        "6",
+        "--settle",
+        "50",
+        "--slowdown",
+        "9",
+    ]
+    done = call(*words, "--runs", tmp_path / "runs", "--out", tmp_path / "page")
+    assert done.exit_code == 0, done.output
+    assert "No precision that was tried keeps the benefit" in (tmp_path / "page" / "README.md").read_text()
 
 
 @pytest.mark.slow
