@@ -68,6 +68,12 @@ def test_machines_and_recipes_are_listed() -> None:
         (["study", "batch-size", "digits-mpl"], "there is no recipe 'digits-mpl'"),
         (["study", "batch-size", "digits-mlp", "--batch-size", "8"], "at least 3 different batch sizes"),
         (["study", "batch-size", "digits-mlp", "--metric", "test loss"], "needs a value to reach: add --target"),
+        (["study", "runtime", "--network", "vit-s61"], "there is no network 'vit-s61'; did you mean vit-s16"),
+        (["study", "runtime", "--convergence", "nowhere"], "result.json cannot be read"),
+        (["study", "runtime", "--every", "0"], "intervals between refreshes are 1 step or more"),
+        (["study", "complexity", "--seeds", "0"], "exponents need at least two layers"),
+        (["study", "design", "digits-mlp"], "a budget needs a positive limit"),
+        (["study", "design", "digits-mpl", "--slowdown", "2"], "there is no recipe 'digits-mpl'"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(words: list[str], message: str) -> None:
@@ -173,6 +179,28 @@ def test_a_study_of_batch_sizes_leaves_one_page(tmp_path: Path) -> None:
     text = (tmp_path / "page" / "README.md").read_text()
     assert "Steps to test loss ≤ 2.3" in text
     assert "K-FAC, thermodynamic solve (tngd-2024, 8 bits)" in text
+
+
+@pytest.mark.slow
+def test_a_design_leaves_one_page(tmp_path: Path) -> None:
+    words = [
+        "study",
+        "design",
+        "digits-mlp",
+        "--steps",
+        "2",
+        "--seeds",
+        "1",
+        "--bits",
+        "6",
+        "--settle",
+        "50",
+        "--slowdown",
+        "9",
+    ]
+    done = call(*words, "--runs", tmp_path / "runs", "--out", tmp_path / "page")
+    assert done.exit_code == 0, done.output
+    assert "No precision that was tried keeps the benefit" in (tmp_path / "page" / "README.md").read_text()
 
 
 @pytest.mark.slow

@@ -67,6 +67,16 @@ def test_laplace_digits(tmp_path, monkeypatch):
     assert "Laplace, drawn by cells" in upright
 
 
+@pytest.mark.slow
+def test_equilibrium_propagation(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["equilibrium_propagation", "--out", str(tmp_path), "--epochs", "1"])
+    load("equilibrium_propagation").main()
+    printed = capsys.readouterr().out
+    assert printed.count("test accuracy") == 2
+    assert "on 64 machines tngd-2024, predicted: at least" in printed
+    assert {path.name for path in tmp_path.iterdir()} == {"equilibrium_propagation.svg", "equilibrium_propagation.csv"}
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_an_example_is_read_in_one_sitting(path):
     assert len(path.read_text().splitlines()) <= 150

@@ -10,7 +10,13 @@ import pytest
 import torch
 
 PAGES = Path(__file__).parent.parent / "docs"
-RUN = ("quadratic_programming.md", "probabilistic_bits.md", "bayesian_inference.md", "laplace.md")
+RUN = (
+    "quadratic_programming.md",
+    "probabilistic_bits.md",
+    "bayesian_inference.md",
+    "laplace.md",
+    "equilibrium_propagation.md",
+)
 
 
 @pytest.mark.parametrize("page", RUN)

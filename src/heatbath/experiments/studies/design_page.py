@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from heatbath.costs import with_unit
 from heatbath.experiments.plots import COLOURS, INK, style
@@ -44,8 +47,8 @@ def design_page(study: Design, found: Designed, budget: Budget) -> Page:
             "What training said": Table(
                 ["optimizer", "settling", "steps to target, by seed", "mean", "handed to the digital side", "benefit"],
                 [_trial_row(one, found, study) for one in tried],
-                "A matrix that rounding made indefinite is damped more, and if that does not help prepared digitally: a run that "
-                "lives on that learns as digital K-FAC does and shows nothing about the machine.",
+                "A matrix that rounding made indefinite is damped more, and if that does not help prepared digitally: a run "
+                "that lives on that learns as digital K-FAC does and shows nothing about the machine.",
             ),
             "No cheaper one is as fast": Table(HEAD, [_row(candidate) for candidate in best]),
         },
@@ -57,10 +60,7 @@ def design_page(study: Design, found: Designed, budget: Budget) -> Page:
             "budget": vars(budget),
             "digital_seconds": found.digital_seconds,
             "cheapest": None if cheapest is None else dict(zip(HEAD, _row(cheapest), strict=True)),
-            "tried": [
-                {"title": t.title, "steps": list(t.steps), "fallback": t.fallback, **(vars(t.precision) if t.precision else {})}
-                for t in tried
-            ],
+            "tried": [_plain(one) for one in tried],
         },
     )
 
@@ -87,9 +87,8 @@ def _answer(study: Design, found: Designed, budget: Budget, cheapest: Candidate 
                 f"{_time(fastest)} a step: {_words(fastest)}."
             )
         return lines
-    lost = sorted(
-        {one.precision.bits for one in found.precisions if one.precision and not study.kept(one, found.baseline, found.digital)}
-    )
+    failed = [one for one in found.precisions if not study.kept(one, found.baseline, found.digital)]
+    lost = sorted({one.precision.bits for one in failed if one.precision})
     lines.append(f"**The cheapest that keeps the benefit within the budget: {_words(cheapest)}**, {_time(cheapest)} a step.")
     if lost:
         lines.append(f"Some machines of {', '.join(map(str, lost))} bits lose the benefit; see the table.")
@@ -116,6 +115,11 @@ def _trial_row(tried: Tried, found: Designed, study: Design) -> list[str]:
     verdict = "–" if tried.precision is None else ("kept" if study.kept(tried, found.baseline, found.digital) else "lost")
     handed = "–" if tried.precision is None else f"{tried.fallback:.0%}"
     return [tried.title, settle, steps, "–" if tried.mean is None else f"{tried.mean:g}", handed, verdict]
+
+
+def _plain(tried: Tried) -> dict[str, Any]:  # Any: JSON values
+    machine = {} if tried.precision is None else vars(tried.precision)
+    return {"title": tried.title, "steps": list(tried.steps), "fallback": tried.fallback, **machine}
 
 
 def _row(candidate: Candidate) -> list[str]:
@@ -165,6 +169,7 @@ def _picture(found: Designed, budget: Budget, cheapest: Candidate | None) -> Pic
             axes.plot(cheapest.couplings, cheapest.bill.seconds, "o", markersize=13, markerfacecolor="none", color=INK)
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("bits held in couplings, all machines (proxy for their price)")
         axes.set_ylabel("seconds a step")
         tidy(axes)
