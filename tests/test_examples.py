@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -37,6 +38,16 @@ def test_tngd_lora(capsys, tmp_path, monkeypatch):
     load("tngd_lora").main()
     printed = capsys.readouterr().out
     assert [line.split()[0] for line in printed.splitlines()] == ["pretrained", "Adam", "TNGD", "TNGD-Adam"]
+
+
+def test_energy_floors(capsys, monkeypatch):
+    """The crossing by hand: n · 12 · 4ᵇ > ln 2 · 32 · operations of Cholesky and two triangular solves."""
+    monkeypatch.setattr(sys, "argv", ["energy_floors", "--size", "32"])
+    load("energy_floors").main()
+    operations = 32**3 / 3 + 2 * 32**2
+    joules = 1.380649e-23 * 300 * math.log(2) * 32 * operations
+    bits = next(b for b in range(4, 17, 2) if 32 * 12 * 4**b > math.log(2) * 32 * operations)
+    assert f"({joules:.2e} J) at: machine, {bits} bits" in capsys.readouterr().out
 
 
 @pytest.mark.slow
