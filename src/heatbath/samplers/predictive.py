@@ -12,7 +12,6 @@ probit approximation (MacKay 1992, doi 10.1162/neco.1992.4.5.720) are softmax(z*
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heatbath.curvature import jacobian_rows
+from heatbath.curvature import jacobian_rows, restored
 from heatbath.layers import OneHot, Rows
 from heatbath.samplers.laplace import Laplace, PosteriorBlock, turn
 
@@ -114,13 +113,12 @@ def predict_sampled(model: nn.Module, inputs: Tensor, parameters: Mapping[str, T
         inputs: `[B, …]`.
         parameters: `WeightDraws.parameters`, `[S, *shape]` by name; the others are the model's own.
     """
-    double = copy.deepcopy(model)  # functional_call does not put back parameters of a module that a model lists twice
 
     def run(drawn: Mapping[str, Tensor]) -> Tensor:
-        outputs: Tensor = torch.func.functional_call(double, dict(drawn), (inputs,))
+        outputs: Tensor = torch.func.functional_call(model, dict(drawn), (inputs,))
         return outputs
 
-    with torch.no_grad():
+    with torch.no_grad(), restored(model):
         return torch.vmap(run)(dict(parameters))
 
 
