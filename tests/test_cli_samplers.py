@@ -52,6 +52,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_sample_writes_draws_of_the_gaussian_and_judges_them(files: Path) -> None:
     """Means and variances of 4,000 independent readings, by z-scores."""
     words = ["sample", "--precision", "L.npy", "--potential", "b.npy", "--machine", "noisy.toml", "--out", "s.npy"]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from heatbath.experiments.models import mlp
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -39,6 +42,16 @@ def test_tngd_lora(capsys, tmp_path, monkeypatch):
     assert [line.split()[0] for line in printed.splitlines()] == ["pretrained", "Adam", "TNGD", "TNGD-Adam"]
 
 
+def test_energy_floors(capsys, monkeypatch):
+    """The crossing by hand: n · 12 · 4ᵇ > ln 2 · 32 · operations of Cholesky and two triangular solves."""
+    monkeypatch.setattr(sys, "argv", ["energy_floors", "--size", "32"])
+    load("energy_floors").main()
+    operations = 32**3 / 3 + 2 * 32**2
+    joules = 1.380649e-23 * 300 * math.log(2) * 32 * operations
+    bits = next(b for b in range(4, 17, 2) if 32 * 12 * 4**b > math.log(2) * 32 * operations)
+    assert f"({joules:.2e} J) at: machine, {bits} bits" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_bayesian_regression(tmp_path, monkeypatch):
     """Ideal converters agree with the exact posterior, and the machine with Hamiltonian Monte Carlo, within the errors."""
@@ -57,7 +70,9 @@ def test_bayesian_regression(tmp_path, monkeypatch):
 def test_laplace_digits(tmp_path, monkeypatch):
     """What the page says: less surprise at the same accuracy, and δ by evidence misleads a network trained without a prior."""
     monkeypatch.setattr(sys, "argv", ["laplace_digits", "--seeds", "1", "--samples", "2", "--out", str(tmp_path)])
-    load("laplace_digits").main()
+    example = load("laplace_digits")
+    example.mlp = lambda sizes: mlp((sizes[0], 48, sizes[-1]))  # a network for a test
+    example.main()
     found = json.loads((tmp_path / "laplace.json").read_text())
     upright = {row["predictions"]: row for row in found["rows"] if row["angle"] == 0}
     mode, linearized = upright["mode"], upright["Laplace, linearized"]

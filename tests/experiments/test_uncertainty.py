@@ -42,18 +42,18 @@ def test_a_quarter_turn_is_exact():
 def test_the_command_trains_fits_and_compares(tmp_path: Path):
     (tmp_path / "noisy.toml").write_text(NOISY)
     words = ["laplace", "digits-mlp", "--examples", 60, "--samples", 4, "--steps", 20, "--out", tmp_path / "run"]
-    done = call(*words, "--machine", tmp_path / "noisy.toml")
+    done = call(*words)
     assert done.exit_code == 0, done.output
+    ways = ["mode", "Laplace, linearized", "Laplace, drawn weights"]
     found = json.loads((tmp_path / "run" / "laplace.json").read_text())
-    assert [row["name"] for row in found["predictions"]] == [
-        *("mode", "Laplace, linearized", "Laplace, drawn weights", "Laplace, drawn by noisy")
-    ]
+    assert [row["name"] for row in found["predictions"]] == ways
     assert found["examples"] == 60
     assert (tmp_path / "run" / "laplace.png").is_file()
-    assert "s of analog time" in done.stdout
-    again = call(*words, "--resume", "--prior", 3.5)
+    again = call(*words, "--resume", "--prior", 3.5, "--machine", tmp_path / "noisy.toml")
     assert again.exit_code == 0, again.output
+    assert "s of analog time" in again.stdout
     found = json.loads((tmp_path / "run" / "laplace.json").read_text())
+    assert [row["name"] for row in found["predictions"]] == [*ways, "Laplace, drawn by noisy"]
     assert set(found["priors"].values()) == {3.5}
 
 

@@ -1,5 +1,6 @@
 """Laplace posteriors against closed forms of linear models, dense Gauss–Newton matrices by autograd, and each other."""
 
+import copy
 import math
 
 import pytest
@@ -95,19 +96,38 @@ def test_iterating_prior_and_mode_finds_the_greatest_evidence_of_ridge_regressio
     assert math.log(prior) == pytest.approx(found.x, abs=1e-4)
 
 
-NETWORKS = {
-    "mlp": (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)), (5, 3)),
-    "norm": (lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 3, bias=False)), (5, 3)),
+def twice() -> nn.Module:
+    """A layer that is used two times."""
+    layer = nn.Linear(3, 3)
+    return nn.Sequential(layer, nn.Tanh(), layer)
+
+
+def some(*shape: int) -> torch.Tensor:
+    return normal(*shape, seed=3)
+
+
+def words() -> torch.Tensor:
+    return torch.tensor([[0, 3], [3, 1], [4, 4], [2, 0], [1, 3]])
+
+
+NETWORKS = {  # how it is built, and five examples
+    "mlp": (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)), lambda: some(5, 3)),
+    "norm": (
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 3, bias=False)),
+        lambda: some(5, 3),
+    ),
     "conv": (
         lambda: nn.Sequential(nn.Conv2d(2, 4, 2, groups=2), nn.Tanh(), nn.Flatten(), nn.Linear(16, 3)),
-        (5, 2, 3, 3),
+        lambda: some(5, 2, 3, 3),
     ),
+    "twice": (twice, lambda: some(5, 3)),
+    "embedding": (lambda: nn.Sequential(nn.Embedding(6, 2), nn.Flatten(), nn.Tanh(), nn.Linear(4, 3)), words),
 }
 
 
 def fitted(name: str, prior: float = 0.5) -> tuple[Laplace, torch.Tensor]:
-    build, shape = NETWORKS[name]
-    x, t = normal(*shape, seed=3), torch.arange(shape[0]) % 3
+    build, inputs = NETWORKS[name]
+    x, t = inputs(), torch.arange(5) % 3
     return fit_laplace(seeded(build), [(x, t)], hb.ExactFisher(hb.Categorical()), prior=prior), x
 
 
@@ -124,7 +144,8 @@ def packed(posterior: Laplace, tensors: dict[str, torch.Tensor]) -> list[torch.T
 def jacobian(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
     """By autograd: `[B·C, *shape]` for each parameter."""
     parameters = {k: v.detach() for k, v in model.named_parameters()}
-    found = torch.func.jacrev(lambda p: torch.func.functional_call(model, p, (x,)).flatten())(parameters)
+    double = copy.deepcopy(model)
+    found = torch.func.jacrev(lambda p: torch.func.functional_call(double, p, (x,)).flatten())(parameters)
     return dict(found)
 
 
@@ -217,6 +238,20 @@ def test_sampled_predictions_of_a_linear_model_have_the_linearized_covariance():
         assert float(torch.cat((z_variance, z_mean)).abs().max()) < 4
 
 
+def test_sampled_predictions_are_those_of_networks_with_these_weights_and_leave_the_model_alone():
+    """A model that uses a layer twice: torch's functional_call would leave the drawn weights in it."""
+    posterior, x = fitted("twice")
+    drawn = sample_weights(posterior, 3, generator=noise()).parameters
+    before = {name: p.detach().clone() for name, p in posterior.model.named_parameters()}
+    outputs = predict_sampled(posterior.model, x, drawn)
+    after = dict(posterior.model.named_parameters())
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    for k in range(3):
+        one = seeded(twice)
+        one.load_state_dict({name: drawn[name.replace("2.", "0.")][k] for name in one.state_dict()})
+        torch.testing.assert_close(outputs[k], one(x).detach())
+
+
 def test_probit_probabilities_lie_near_the_mean_softmax_of_draws():
     """The approximation's own error is a few percent; the direction is certain: less confident than the mode."""
     posterior, x = fitted("mlp", prior=0.2)
@@ -227,8 +262,8 @@ def test_probit_probabilities_lie_near_the_mean_softmax_of_draws():
 
 
 def test_layers_can_be_chosen_and_others_stay_where_they_are():
-    build, shape = NETWORKS["mlp"]
-    x, t = normal(*shape, seed=3), torch.arange(5) % 3
+    build, inputs = NETWORKS["mlp"]
+    x, t = inputs(), torch.arange(5) % 3
     last = fit_laplace(seeded(build), [(x, t)], hb.ExactFisher(hb.Categorical()), layers=["2"])
     assert last.layers == ["2"]
     assert last.parameters == 15
@@ -248,8 +283,8 @@ def test_priors_by_layer_are_tuned_apart():
 
 def test_sampled_fisher_has_the_exact_curvature_in_expectation():
     """z-score of the trace over 50 seeds."""
-    build, shape = NETWORKS["mlp"]
-    x, t = normal(*shape, seed=3), torch.arange(5) % 3
+    build, inputs = NETWORKS["mlp"]
+    x, t = inputs(), torch.arange(5) % 3
     exact = fit_laplace(seeded(build), [(x, t)], hb.ExactFisher(hb.Categorical())).blocks[1].curvature.trace()
     many = torch.stack(
         [
@@ -263,19 +298,19 @@ def test_sampled_fisher_has_the_exact_curvature_in_expectation():
 
 
 def test_fitting_leaves_gradients_hooks_and_weights_alone():
-    build, shape = NETWORKS["mlp"]
+    build, inputs = NETWORKS["mlp"]
     model = seeded(build)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    fit_laplace(model, [(normal(*shape, seed=3), torch.arange(5) % 3)], hb.ExactFisher(hb.Categorical()))
+    fit_laplace(model, [(inputs(), torch.arange(5) % 3)], hb.ExactFisher(hb.Categorical()))
     assert all(p.grad is None for p in model.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
 def fit(model: nn.Module | None = None, **kwargs) -> Laplace:
-    build, shape = NETWORKS["mlp"]
+    build, inputs = NETWORKS["mlp"]
     model = seeded(build) if model is None else model
-    batches = kwargs.pop("batches", [(normal(*shape, seed=3), torch.arange(5) % 3)])
+    batches = kwargs.pop("batches", [(inputs(), torch.arange(5) % 3)])
     return fit_laplace(model, batches, kwargs.pop("fisher", hb.ExactFisher(hb.Categorical())), **kwargs)
 
 

@@ -22,6 +22,7 @@ from heatbath.curvature.jacobian import JacobianRoot as JacobianRoot
 from heatbath.curvature.jacobian import Passage as Passage
 from heatbath.curvature.jacobian import Sighting as Sighting
 from heatbath.curvature.jacobian import sight as sight
+from heatbath.curvature.lending import restored as restored
 from heatbath.curvature.likelihoods import Bernoulli as Bernoulli
 from heatbath.curvature.likelihoods import Categorical as Categorical
 from heatbath.curvature.likelihoods import Gaussian as Gaussian

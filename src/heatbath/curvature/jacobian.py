@@ -29,6 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from heatbath.curvature.fisher import ExactFisher, Fisher
+from heatbath.curvature.lending import restored
 from heatbath.curvature.likelihoods import Observation
 from heatbath.curvature.reduction import Reduction
 from heatbath.operators import Root
@@ -240,7 +241,7 @@ class JacobianRoot(Root):
         buffers = {name: b.clone() for name, b in self.model.named_buffers()}
         listening, self.capture.enabled = self.capture.enabled, False
         try:
-            with sdpa_kernel(SDPBackend.MATH), _plain_lstm(self.model):
+            with sdpa_kernel(SDPBackend.MATH), _plain_lstm(self.model), restored(self.model):
                 return self.output(functional_call(self.model, {**buffers, **point}, tuple(args), dict(kwargs)))
         finally:
             self.capture.enabled = listening

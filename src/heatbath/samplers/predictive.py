@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heatbath.curvature import jacobian_rows
+from heatbath.curvature import jacobian_rows, restored
 from heatbath.layers import OneHot, Rows
 from heatbath.samplers.laplace import Laplace, PosteriorBlock, turn
 
@@ -118,7 +118,7 @@ def predict_sampled(model: nn.Module, inputs: Tensor, parameters: Mapping[str, T
         outputs: Tensor = torch.func.functional_call(model, dict(drawn), (inputs,))
         return outputs
 
-    with torch.no_grad():
+    with torch.no_grad(), restored(model):
         return torch.vmap(run)(dict(parameters))
 
 
