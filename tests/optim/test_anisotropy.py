@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,18 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatbath.machines import Machine, MachineSpec
-from heatbath.optim import KFAC, anisotropy
-from heatbath.solvers import Solver, ThermodynamicInverse, ThermodynamicSolve
+from heatbath.operators import Kronecker
+from heatbath.optim import KFAC, Policy, anisotropy
+from heatbath.solvers import Eigen, Solver, ThermodynamicInverse, ThermodynamicSolve
 from tests.laws import batches, network
 from tests.zoo import PLAIN
 
 PROBES = 200
 
 
-def stepped(damping: float, solver: Solver | None = None) -> KFAC:
+def stepped(damping: float, solver: Solver | None = None, policy: Policy = PLAIN) -> KFAC:
     """After one step, its gradients still there."""
     model = network()
-    optimizer = KFAC(model, lr=0.1, damping=damping, solver=solver, policy=PLAIN, generator=torch.Generator().manual_seed(1))
+    optimizer = KFAC(model, lr=0.1, damping=damping, solver=solver, policy=policy, generator=torch.Generator().manual_seed(1))
     x, y = batches(1)[0]
     F.cross_entropy(model(x), y).backward()
     optimizer.step()
@@ -130,3 +132,20 @@ def test_without_gradients_there_is_no_cosine() -> None:
 def test_no_probes_are_refused() -> None:
     with pytest.raises(ValueError, match="probes must be at least 1, got 0"):
         anisotropy(KFAC(network(), policy=PLAIN), probes=0)
+
+
+@pytest.mark.parametrize(
+    ("solver", "policy"),
+    [(Eigen(), PLAIN), (Eigen(), replace(PLAIN, corrected=True)), (None, replace(PLAIN, max_dim=2))],
+)
+def test_condition_numbers_of_other_curvatures_are_those_of_their_dense_matrices(solver: Solver | None, policy: Policy) -> None:
+    """Exact damping and corrected eigenvalues have no sides; blocks are counted as the matrix they are part of."""
+    optimizer = stepped(1e-2, solver, policy)
+    found = anisotropy(optimizer, generator=seeded())
+    assert found is not None
+    expected = []
+    for stack in optimizer.stacks:
+        damped = optimizer.damping(stack.corrected or stack.mean, torch.full((stack.length,), 1e-2).double())
+        parts = (damped.left, damped.right) if isinstance(damped, Kronecker) else (damped,)
+        expected += [float(torch.linalg.cond(m)) for part in parts for m in part.dense()]
+    assert found.condition == pytest.approx(max(expected), rel=1e-6)

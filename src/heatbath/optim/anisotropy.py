@@ -22,7 +22,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from heatbath.operators import BlockDiagonal, Dense, Diagonal, Kronecker, Operator
+from heatbath.operators import BlockDiagonal, Dense, Diagonal, EigenCorrected, Kronecker, Operator, Shifted
 from heatbath.optim.natural import NaturalGradient
 from heatbath.optim.stacks import Stack
 
@@ -91,24 +91,39 @@ def anisotropy(
 
 def _damped(optimizer: NaturalGradient, stack: Stack) -> Operator:
     """The damped curvature of a stack, as the next refresh would see it."""
-    assert stack.mean is not None
-    return optimizer.damping(stack.mean, stack.boost * stack.damping(optimizer.param_groups))
+    curvature = stack.corrected or stack.mean
+    assert curvature is not None
+    return optimizer.damping(curvature, stack.boost * stack.damping(optimizer.param_groups))
 
 
 def _conditions(damped: Operator) -> Iterator[Tensor]:
     """Condition numbers of what a solver has to hold, `[L]` each: of both sides, or of the whole where it has none."""
-    sides = (damped.left, damped.right) if isinstance(damped, Kronecker) else (damped,)
-    for side in sides:
-        if isinstance(side, Diagonal):
-            values = side.diagonal
-        elif isinstance(side, BlockDiagonal):
-            values = torch.linalg.eigvalsh(side.filled().matrix.double()).flatten(-2)
-        elif isinstance(side, Dense):
-            values = torch.linalg.eigvalsh(side.matrix.double())
-        else:
-            continue
-        if values.shape[-1] > 1:
-            yield values.amax(-1) / values.amin(-1)
+    for part in (damped.left, damped.right) if isinstance(damped, Kronecker) else (damped,):
+        values = _eigenvalues(part)
+        yield values.amax(-1) / values.amin(-1).clamp_min(0.0)
+
+
+def _eigenvalues(operator: Operator) -> Tensor:
+    """Of each member of the stack, in no order, float64 `[L, n]`.
+
+    Raises:
+        TypeError: a structure that no layerwise curvature has.
+    """
+    match operator:
+        case Diagonal():
+            return operator.diagonal.double()
+        case Dense():
+            return torch.linalg.eigvalsh(operator.matrix.double())
+        case BlockDiagonal():
+            return torch.linalg.eigvalsh(operator.filled().matrix.double()).flatten(-2)
+        case EigenCorrected():
+            return operator.values.double().flatten(-2)
+        case Kronecker():
+            left, right = _eigenvalues(operator.left), _eigenvalues(operator.right)
+            return (left.unsqueeze(-1) * right.unsqueeze(-2)).flatten(-2)
+        case Shifted():
+            return _eigenvalues(operator.operator) + operator.amount.double().unsqueeze(-1)
+    raise TypeError(f"no eigenvalues are known of {type(operator).__name__}")
 
 
 def _moments(

@@ -141,7 +141,11 @@ DATA = {"name": "made", "source": "here", "train": 10, "test": 5}
 
 @pytest.mark.parametrize(
     ("critical", "words"),
-    [(1000.0, "larger, as Zhang et al. say"), (10.0, "smaller: it scales worse"), (101.0, "not told apart from 1")],
+    [
+        (1000.0, "larger, as Zhang et al. say"),
+        (10.0, "smaller, against Zhang et al. and with Ma et al."),
+        (101.0, "not told apart from 1"),
+    ],
 )
 def test_the_page_says_which_paper_a_critical_batch_size_agrees_with(critical: float, words: str) -> None:
     plain, curved = scaling("SGD", 200.0, 100.0), scaling("K-FAC", 100.0, critical)

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from heatbath.experiments.comparison import data_lines
+from heatbath.experiments.optimizers import CURVED
 from heatbath.experiments.plots import COLOURS, style
 from heatbath.experiments.studies.batch_size import BatchSize, Scaling
 from heatbath.experiments.studies.critical import CONFIDENCE, Estimate
@@ -81,7 +82,7 @@ def _scope(study: BatchSize, found: Sequence[Scaling]) -> str:
 
 def _range(estimate: Estimate) -> str:
     low, high = estimate.interval
-    return f"{estimate.value:.3g} ({low:.2g} to {high:.2g})" if high < 1e6 else f"{estimate.value:.3g} (not determined)"
+    return f"{estimate.value:.3g} ({low:.3g} to {high:.3g})" if high < 1e6 else f"{estimate.value:.3g} (not determined)"
 
 
 def _findings(found: Sequence[Scaling]) -> str:
@@ -116,7 +117,7 @@ def _literature(study: BatchSize, found: Sequence[Scaling]) -> list[str]:
     if plain is None or plain.fit is None:
         return lines
     verdicts = []
-    for one in found:
+    for contender, one in by_kind.items():
         if one is plain or one.fit is None:
             continue
         ratio = one.fit.critical.over(plain.fit.critical)
@@ -124,11 +125,11 @@ def _literature(study: BatchSize, found: Sequence[Scaling]) -> list[str]:
         if low > 1:
             verdict = "larger, as Zhang et al. say"
         elif high < 1:
-            verdict = "smaller: it scales worse than SGD, with Ma et al. against Zhang et al."
+            verdict = "smaller, against Zhang et al." + (" and with Ma et al." if contender.optimizer in CURVED else "")
         else:
             verdict = "not told apart from 1 here: neither finding is contradicted"
         verdicts.append(
-            f"- **{one.title}** against SGD: critical batch size × {_range(ratio)}, {verdict}. {_fewer(one, plain)}"
+            f"- **{one.title}** against SGD: critical batch size × {_range(ratio)}: {verdict} ({_fewer(one, plain)})."
         )
     return [*lines, "\n".join(verdicts)] if verdicts else lines
 
@@ -138,9 +139,15 @@ def _fewer(one: Scaling, plain: Scaling) -> str:
     steps = [{size: [s for b, s in each.reached if b == size] for size, _ in each.reached} for each in (one, plain)]
     sizes = sorted(steps[0].keys() & steps[1].keys())
     if not sizes:
-        return ""
+        return "no batch size in common"
     ratios = [fmean(steps[0][size]) / fmean(steps[1][size]) for size in (sizes[0], sizes[-1])]
-    return f"It takes {ratios[0]:.2f} of SGD's steps with batches of {sizes[0]}, {ratios[1]:.2f} with {sizes[-1]}."
+    return f"{ratios[0]:.2f} of SGD's steps with batches of {sizes[0]}, {ratios[1]:.2f} with {sizes[-1]}"
+
+
+def _often(eval_every: int | None) -> str:
+    if eval_every is None:
+        return "measured as often as the recipe says"
+    return "measured after every step" if eval_every == 1 else f"measured every {eval_every} steps"
 
 
 def _setting(study: BatchSize, found: Sequence[Scaling]) -> list[str]:
@@ -148,8 +155,8 @@ def _setting(study: BatchSize, found: Sequence[Scaling]) -> list[str]:
     goal = found[0].target
     return [
         *data_lines(runs),
-        f"Target: {goal.describe()}, measured every {study.setting.eval_every or 'so many (the recipe)'} steps; a run ends "
-        f"when it is there, at most {study.setting.steps} steps.",
+        f"Target: {goal.describe()}, {_often(study.setting.eval_every)}; a run ends when it is there, at most "
+        f"{study.setting.steps} steps. Steps are counted to the first measurement at the target, so that few steps are rough.",
         f"Tuning: {study.trials} trials for every optimizer at every batch size, seed 0, trained on nine tenths of the "
         "training examples, for the fewest steps to the same value on the rest; compass search over learning rate and "
         "momentum (SGD), learning rate, β₁ and β₂ (Adam), learning rate, damping and clip (K-FAC), from the best at the next "
