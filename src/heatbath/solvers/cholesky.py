@@ -42,6 +42,8 @@ class Cholesky(Solver[Inverse]):
         identity = torch.eye(operator.size, dtype=factor.dtype, device=factor.device)
         factor = torch.where((info == 0)[..., None, None], factor, identity)  # on the CPU a singular one would raise
         inverse_matrix = torch.cholesky_inverse(factor).to(operator.matrix.dtype)
+        if inverse_matrix.stride(-1) != 1:  # LAPACK's columns are rows of the same symmetric matrix: as a checkpoint has them
+            inverse_matrix = inverse_matrix.mT
         code = torch.where(info == 0, Outcome.SOLVED.code, Outcome.INDEFINITE.code).to(torch.int8)
         count = max(operator.stack.numel(), 1)
         work = Work.of(cholesky(operator.size), count) + Work.of(inverse(operator.size), count)
