@@ -3,12 +3,14 @@
     python benchmarks/scaling.py --write          about 5 minutes on two idle cores
     python benchmarks/scaling.py --only width --largest 1024
 
-Three questions, in float32:
+Four questions, in float32:
 
 width      a perceptron of two layers w × w at batch 1024: time of a step over that of AdamW (foreach), w = 128 … 4096
 depth      a perceptron of 2 … 48 layers of 256 at batch 512: the same
 size       one matrix of n = 64 … 4096, κ = 100: Cholesky, Newton–Schulz, the emulated inverse (method 1), the emulated solve of
            one right-hand side (method 2); exponents p of t ∝ nᵖ by least squares of log t over n ≥ 256
+
+rows       a product of n − 1 × n by n × n, written in rows as they come and in rows that start at cache lines
 
 A ratio is that of intervals 10/10: (9 × a step without a refresh + a step with one) / 10, each the median of its kind. AdamW's
 steps are taken in turn with them. Every point is a process of its own, and its peak memory is that above the start of the
@@ -39,12 +41,14 @@ import heatbath as hb
 from heatbath.experiments.environment import host, versions
 from heatbath.experiments.models import mlp
 from heatbath.machines import Machine, presets
-from heatbath.operators import Dense
+from heatbath.operators import Dense, product
 from heatbath.solvers import Cholesky, NewtonSchulz, Solver, ThermodynamicInverse, ThermodynamicSolve
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 WIDTHS, DEPTHS, SIZES = (128, 256, 512, 1024, 2048, 4096), (2, 4, 8, 16, 32, 48), (64, 128, 256, 512, 1024, 2048, 4096)
+ODD = (193, 513, 769, 1025, 2049)  # a bias more than a power of two, or so
+QUESTIONS = ("width", "depth", "size", "rows")
 EVERY, PLAIN = 5, 3  # a refresh at every fifth step here, and steps without one between two of them that are timed
 FAST = Machine(presets()["tngd-2024"], tolerance=1e9)
 
@@ -119,6 +123,19 @@ def one_matrix(solver: Solver[Any], n: int, solves: bool, clock: Clock) -> Recor
     return {"seconds": min(seconds), "peak_bytes": peak_bytes() - start}
 
 
+def one_product(multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], n: int, clock: Clock) -> Record:
+    """Seconds of one product."""
+    start = peak_bytes()
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(1, n - 1, n, generator=generator), torch.randn(1, n, n, generator=generator)
+    seconds = []
+    for _ in range(9):
+        before = clock()
+        multiply(a, b)
+        seconds.append(clock() - before)
+    return {"seconds": statistics.median(seconds), "peak_bytes": peak_bytes() - start}
+
+
 STEPS: dict[str, tuple[int | None, Solver[Any] | None]] = {
     "Cholesky": (None, None),
     "Cholesky, blocks of 1024": (1024, None),
@@ -135,6 +152,9 @@ MATRICES: dict[str, tuple[Solver[Any], bool]] = {
 
 def points(question: str, largest: int) -> dict[str, dict[int, tuple[Callable[..., Record], tuple[Any, ...]]]]:
     """What to measure: by name and size, a function and its arguments."""
+    if question == "rows":
+        ways = {"rows as they come, `a @ b`": torch.matmul, "aligned rows, `product(a, b)`": product}
+        return {name: {n: (one_product, (way, n)) for n in ODD} for name, way in ways.items()}
     if question == "size":
         sizes = [n for n in SIZES if n <= largest]
         return {name: {n: (one_matrix, (solver, n, solves)) for n in sizes} for name, (solver, solves) in MATRICES.items()}
@@ -189,7 +209,7 @@ def cell(row: Record | None) -> str:
 def table_of(question: str, record: Record) -> list[list[str]]:
     """Head and rows of one question's table."""
     sizes = sorted({int(n) for rows in record.values() for n in rows["points"]})
-    head = [{"width": "w", "depth": "layers", "size": "n"}[question], *map(str, sizes)]
+    head = [{"width": "w", "depth": "layers", "size": "n", "rows": "n"}[question], *map(str, sizes)]
     if question == "size":
         head.append("exponent")
     lines = []
@@ -203,7 +223,7 @@ def table_of(question: str, record: Record) -> list[list[str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--only", nargs="+", choices=["width", "depth", "size"], default=["width", "depth", "size"])
+    parser.add_argument("--only", nargs="+", choices=list(QUESTIONS), default=list(QUESTIONS))
     parser.add_argument("--largest", type=int, default=4096, help="width and size")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

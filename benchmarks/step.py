@@ -8,7 +8,7 @@ The peers come by `pip install pytorch_optimizer singd einconv`, Shampoo from a 
 kfac-pytorch from a clone of github.com/gpauloski/kfac-pytorch. A step is zero_grad, forward, loss, backward and update, in
 float32. Contestants take turns of two steps, so that a busy machine hits all alike. A round is a whole cycle of everybody's
 intervals, and every contestant is set against AdamW (foreach) of the same round. Each contestant gets about the same time in
-all: a slow one takes part in fewer rounds, and one without a cycle takes one turn of a round. On a machine that is not idle
+all: a slow one takes part in fewer rounds, and one without a cycle takes one step of a round. On a machine that is not idle
 `--clock cpu --threads 1` is steadier. Columns:
 
     ratio      mean step of a cycle over AdamW's, median over rounds
@@ -85,8 +85,9 @@ class Runner:
 
     def turn(self, number: int, of: int) -> None:
         """A few steps of round `number`; a slow contestant without a cycle sits out all turns but the first."""
-        if of == 0 or self.contestant.cycle > 1 or self.warm < 1.0:
-            self.rounds.setdefault(number, []).extend(self.step() for _ in range(TURN))
+        slow = self.contestant.cycle == 1 and self.warm > 1.0
+        if of == 0 or not slow:
+            self.rounds.setdefault(number, []).extend(self.step() for _ in range(1 if slow else TURN))
 
     @property
     def seconds(self) -> float:
@@ -166,6 +167,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS), help="workloads")
     parser.add_argument("--contestants", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
     parser.add_argument("--minutes", type=float, default=8.0, help="for all workloads together")
+    parser.add_argument("--all", action="store_true", help="also contestants whose steps take minutes on a workload")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--kfac-pytorch", type=Path, help="a clone of kfac-pytorch")
@@ -196,7 +198,11 @@ def main() -> None:
     weights = sum(WORKLOADS[key].weight for key in options.only)
     for key in options.only:
         workload = WORKLOADS[key]
-        runners = race(workload, wanted, 60 * options.minutes * workload.weight / weights, options.clock, console)
+        present = [name for name in wanted if options.all or CONTESTANTS[name].largest >= workload.largest]
+        if len(present) < len(wanted):
+            slow = "; ".join(name for name in wanted if name not in present)
+            console.print(f"{key}: left out, a factor of {workload.largest} takes too long (--all): {slow}", highlight=False)
+        runners = race(workload, present, 60 * options.minutes * workload.weight / weights, options.clock, console)
         found = {"title": workload.title, "goal": workload.goal, "rows": judge(runners, workload)}
         record.setdefault("workloads", {})[key] = found
         console.print(draw(key, found))

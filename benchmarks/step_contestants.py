@@ -8,7 +8,7 @@ its optimizers starts late. kfac-pytorch's source is given by its path, as it is
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -47,6 +47,7 @@ class Contestant:
         package: that has to be there; None: none.
         intervals: of a K-FAC with explicit inverses, for its floor.
         max_dim: the largest factor of such.
+        largest: size of factors above which one step takes so many seconds that it is left out unless asked for (`--all`).
     """
 
     settings: str
@@ -55,7 +56,8 @@ class Contestant:
     package: str | None = None
     intervals: tuple[int, int] | None = None
     max_dim: int | None = None
-    second_order: bool = field(default=True)
+    second_order: bool = True
+    largest: int = 10**9
 
     def is_there(self) -> bool:
         """Whether its package can be imported."""
@@ -155,16 +157,28 @@ CONTESTANTS: dict[str, Contestant] = {
         "Policy(max_dim=1024)", lambda m: kfac(m, max_dim=1024), 10, intervals=(10, 10), max_dim=1024
     ),
     "hb.KFAC, Newton–Schulz": Contestant(
-        "solver=NewtonSchulz(warm_steps=3)", lambda m: kfac(m, solver=NewtonSchulz(warm_steps=3)), 10, intervals=(10, 10)
+        "solver=NewtonSchulz(warm_steps=3)",
+        lambda m: kfac(m, solver=NewtonSchulz(warm_steps=3)),
+        10,
+        intervals=(10, 10),
+        largest=2048,
     ),
     "hb.KFAC, thermodynamic": Contestant(
         "solver=ThermodynamicInverse(tngd-2024), fast law",
         lambda m: kfac(m, solver=emulated()),
         10,
         intervals=(10, 10),
+        largest=2048,
+    ),
+    "hb.KFAC, thermodynamic, blocks of 1024": Contestant(
+        "the same with Policy(max_dim=1024)",
+        lambda m: kfac(m, solver=emulated(), max_dim=1024),
+        10,
+        intervals=(10, 10),
+        max_dim=1024,
     ),
     "Muon + AdamW": Contestant("torch.optim.Muon for matrices, AdamW else", muon, 1),
-    "SOAP": Contestant("precondition_frequency=10 (its default)", soap, 10, "pytorch_optimizer"),
+    "SOAP": Contestant("precondition_frequency=10 (its default)", soap, 10, "pytorch_optimizer", largest=2048),
     "Shampoo, 10": Contestant(
         "precondition_frequency=10, grafted on Adam", lambda m: shampoo(m, every=10), 10, "distributed_shampoo"
     ),
@@ -177,6 +191,7 @@ CONTESTANTS: dict[str, Contestant] = {
         lambda m: kfac_pytorch(m, factors=10, inverses=10),
         10,
         "kfac",
+        largest=2048,
     ),
     "kfac-pytorch, 10/10, inverses": Contestant(
         'factors 10, inverses 10, compute_method="inverse", before SGD',
@@ -185,7 +200,11 @@ CONTESTANTS: dict[str, Contestant] = {
         "kfac",
     ),
     "kfac-pytorch, default": Contestant(
-        "factors 1, inverses 1, eigenbases, before SGD", lambda m: kfac_pytorch(m, factors=1, inverses=1), 1, "kfac"
+        "factors 1, inverses 1, eigenbases, before SGD",
+        lambda m: kfac_pytorch(m, factors=1, inverses=1),
+        1,
+        "kfac",
+        largest=2048,
     ),
 }
 PACKAGES = {

@@ -1,0 +1,47 @@
+"""docs/performance.md is what benchmarks/performance_page.py makes of the results, and the floor is the arithmetic it names."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    """Scripts of the folder can be imported, and are forgotten afterwards."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    before = set(sys.modules)
+    yield ROOT / "benchmarks" / "results"
+    for name in set(sys.modules) - before:
+        if name.startswith(("performance_page", "step", "scaling")):
+            del sys.modules[name]
+
+
+def test_the_page_of_performance_is_made_from_the_measurements(benchmarks):
+    import performance_page
+
+    read = [json.loads((benchmarks / name).read_text(encoding="utf-8")) for name in ("step.json", "scaling.json")]
+    assert performance_page.page(*read) == (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+
+
+def test_the_floor_of_a_perceptron_is_its_arithmetic_by_hand(benchmarks):
+    import step_floor
+    import torch
+    from step_workloads import Workload
+    from torch import nn
+
+    import heatbath as hb
+
+    x, y = torch.randn(20, 4), torch.arange(20) % 3
+    workload = Workload("small", lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), lambda: (x, y))
+    floor = step_floor.count(workload, hb.Policy())
+    assert floor.plain == 20 * (2 * 4 * 6 + 3 * 6 * 3)  # the first layer's inputs need no gradient
+    assert floor.capture == 20 * (5**2 + 6**2 + 7**2 + 3**2) / 2
+    assert floor.refresh == (5**3 + 6**3 + 7**3 + 3**3) / 2
+    assert floor.application == 6 * 5 * (6 + 5) + 3 * 7 * (3 + 7)
+    assert floor.ratio(10, 20) == 1 + (floor.capture / 10 + floor.refresh / 20 + floor.application) / floor.plain
