@@ -10,7 +10,7 @@ import pytest
 import torch
 
 PAGES = Path(__file__).parent.parent / "docs"
-RUN = ("quadratic_programming.md", "probabilistic_bits.md")
+RUN = ("refresh.md", "quadratic_programming.md", "probabilistic_bits.md")
 
 
 @pytest.mark.parametrize("page", RUN)
