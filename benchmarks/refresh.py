@@ -191,7 +191,7 @@ def main() -> None:
     show(rows)
     if chosen.only is None:
         both = {"rows": rows, "low_rank": low_rank()}
-        record = {"threads": torch.get_num_threads(), "host": host(), "versions": versions(), **both}
+        record = {"threads": torch.get_num_threads(), "host": host(torch.device("cpu")), "versions": versions(), **both}
         RESULTS.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 

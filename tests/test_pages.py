@@ -16,6 +16,7 @@ RUN = (
     "bayesian_inference.md",
     "laplace.md",
     "equilibrium_propagation.md",
+    "refresh.md",
 )
 
 
