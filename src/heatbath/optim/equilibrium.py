@@ -196,16 +196,23 @@ def symmetric_layers(network: nn.Module) -> list[nn.Linear]:
             f"equilibrium propagation cannot train {type(network).__name__}: its forward pass is code, which need not be the "
             "minimum of an energy; give it nn.Sequential(nn.Linear(…), nn.Hardtanh(0.0, 1.0), …, nn.Linear(…))"
         )
+    others = [part for part in network if not (isinstance(part, nn.Linear) or _clips(part))]
+    if others:
+        part = next((part for part in others if not isinstance(part, nn.Flatten)), others[0])
+        raise TypeError(
+            f"equilibrium propagation cannot train {part}: its units stay in [0, 1] and are coupled by whole layers; use "
+            "nn.Linear and nn.Hardtanh(0.0, 1.0) in turn"
+        )
     parts = list(network)
     layers = [part for part in parts[::2] if isinstance(part, nn.Linear)]
-    if not parts or len(parts) % 2 == 0 or len(layers) < len(parts[::2]):
+    if len(parts) % 2 == 0 or len(layers) < len(parts[::2]) or not all(map(_clips, parts[1::2])):
         raise TypeError("equilibrium propagation needs nn.Linear and nn.Hardtanh(0.0, 1.0) in turn, Linear first and last")
-    for part in parts[1::2]:
-        if not (isinstance(part, nn.Hardtanh) and part.min_val == 0 and part.max_val == 1):
-            raise TypeError(
-                f"equilibrium propagation cannot train {part}: units need a range to stay in, use nn.Hardtanh(0.0, 1.0)"
-            )
     return layers
+
+
+def _clips(part: nn.Module) -> bool:
+    """Whether a module keeps units in [0, 1]."""
+    return isinstance(part, nn.Hardtanh) and part.min_val == 0 and part.max_val == 1
 
 
 def _add_gradient(parameter: Tensor, gradient: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from heatbath.experiments.studies import Runtime, runtime_page
 from heatbath.experiments.studies.crossover import best_digital, crossover, layer, seconds_of
 from heatbath.experiments.studies.networks import Network
 from heatbath.experiments.studies.runtime import Counted, count, methods, with_time_constant
-from heatbath.experiments.studies.step_bill import Hardware, by_fluctuations, refreshes, step_prices
+from heatbath.experiments.studies.runtime_page import break_even_power
+from heatbath.experiments.studies.step_bill import Hardware, by_fluctuations, cell_seconds, refreshes, step_prices
 from heatbath.experiments.studies.step_work import StepWork
 from heatbath.experiments.studies.time_to_target import Arrival, arrivals, mean_steps, read_result
 from heatbath.machines import Machine, MachineSpec, load_machine, presets
@@ -76,6 +78,31 @@ def test_lower_precision_is_for_the_refresh_alone() -> None:
     prices = step_prices(STEP, Hardware(SLOW, SPEC, half=fast), half=True)
     assert prices.always.seconds_by_part["digital"] == pytest.approx(12e-6)
     assert prices.renewed.seconds_by_part["digital"] == pytest.approx(4e-6 + 0.6e-6)
+
+
+def test_cells_at_work_are_summed_over_machines_and_their_energy_is_that_of_the_bill() -> None:
+    each = 8 * 5e-3
+    assert cell_seconds(STEP, 10) == pytest.approx(each * (2 * 3 + 2 * 4) + each * 8 / 10)
+    powered = replace(SPEC, cell_power=7.0)
+    bill = step_prices(STEP, Hardware(SLOW, powered)).per_step(10)
+    analog = bill.joules - bill.joules_by_part["digital"]
+    assert 7.0 * cell_seconds(STEP, 10) == pytest.approx(analog)
+
+
+@pytest.mark.parametrize("name", ["inverse", "solve"])
+def test_a_cell_that_draws_the_break_even_power_costs_what_the_digital_side_costs(counted: list[Counted], name: str) -> None:
+    steps = counted[0].steps
+    watts = break_even_power(STUDY, counted[0], next(m for m in STUDY.methods if m.name == name))
+    digital = [step_prices(steps[n], STUDY.hardware).per_step(10).joules for n in ("cholesky", "eigen", "newton-schulz")]
+    assert watts is not None
+    powered = Hardware(SLOW, replace(STUDY.spec, cell_power=watts))
+    assert step_prices(steps[name], powered).per_step(10).joules == pytest.approx(min(digital))
+
+
+def test_no_power_is_left_where_the_digital_part_alone_costs_more(counted: list[Counted]) -> None:
+    dear = replace(counted[0].steps["inverse"], apply=MULTIPLY * 1e6)
+    one = Counted(counted[0].network, {**counted[0].steps, "inverse": dear})
+    assert break_even_power(STUDY, one, next(m for m in STUDY.methods if m.name == "inverse")) is None
 
 
 def test_a_run_counts_the_refreshes_of_its_growing_interval() -> None:

@@ -25,7 +25,7 @@ from heatbath.experiments.studies.runtime_figures import (
     table_csv,
     tidy,
 )
-from heatbath.experiments.studies.step_bill import Hardware, step_prices
+from heatbath.experiments.studies.step_bill import Hardware, cell_seconds, step_prices
 from heatbath.experiments.studies.step_work import rescaled
 from heatbath.experiments.studies.time_to_target import Arrival, mean_steps
 from heatbath.optim import EquilibriumPropagation, symmetric_layers
@@ -76,6 +76,7 @@ def runtime_page(
     tables["From which size on machines are faster"] = _crossing_table(study, crossings)
     for target, found in (arrivals or {}).items():
         tables[f"Time to the target: {target}"] = _arrival_table(found)
+    tables["What the cells may draw"] = _power_table(study, counted)
     tables["The rival that is bound to one architecture"] = _bounded_table(study, [one.network for one in counted])
     return Page(
         title="Predicted runtime of a training step",
@@ -130,6 +131,38 @@ def _step_table(study: Runtime, one: Counted) -> Table:
         rows.append([method.title, *(_text(bill, "seconds") for bill in bills), *parts, _text(shown, "joules")])
     note = "“every” is the interval between refreshes; one machine for each matrix. ≥: the source leaves a part unstated."
     return Table(head, rows, note)
+
+
+def break_even_power(study: Runtime, one: Counted, method: Method) -> float | None:
+    """Watts a cell may draw until a step costs as much energy as the best digital K-FAC's; None: it costs more without them.
+
+    Converters and transfer are left out, so a real cell may draw less.
+    """
+    costs = {m.name: step_prices(one.steps[m.name], study.hardware, half=m.half).per_step(SHOWN) for m in study.methods}
+    digital = min(costs[m.name].joules for m in study.methods if not m.analog and m.optimizer is None)
+    spare = digital - costs[method.name].joules
+    return spare / cell_seconds(one.steps[method.name], SHOWN) if spare > 0 else None
+
+
+def _power_table(study: Runtime, counted: Sequence[Counted]) -> Table:
+    shown = [method for method in study.methods if method.name in ("inverse", "solve")]
+    rows = []
+    for one in counted:
+        powers = [break_even_power(study, one, method) for method in shown]
+        rows.append([one.network.title, *("none" if power is None else with_unit(power, "W") for power in powers)])
+    note = (
+        f"Power of one cell at which a step, refreshed every {SHOWN} steps, costs as much energy as the best digital K-FAC's; "
+        "below it the machines save energy. Converters and transfer, whose energies no source states, are left out: an upper "
+        "bound. The digital side draws its limit of power whenever it works, and nothing while machines do. none: the digital "
+        "part alone costs more."
+    )
+    if study.spec.resistance is not None:
+        watts = study.spec.volts**2 / study.spec.resistance
+        note += (
+            f" To compare: one coupling of {study.spec.resistance:g} Ω with {study.spec.volts:g} V across it draws "
+            f"{with_unit(watts, 'W')}, and a cell has as many couplings as there are cells."
+        )
+    return Table(["network", *(method.title for method in shown)], rows, note)
 
 
 CROSSING_HEAD = ("τ", "bandwidth", "layers", "machines a matrix", "method", "every")
@@ -236,8 +269,8 @@ def _bounded_table(study: Runtime, networks: Sequence[Network]) -> Table:
             rows.append([network.title, "yes", ""])
     note = (
         "Equilibrium propagation (Scellier & Bengio 2017) trains a network whose units are the machine's own cells; here on "
-        "the same machine, three settlings an example, weights sent at every step. K-FAC's machines hold factors, whatever the "
-        "network: every network above is treated by them."
+        "the same machine, three settlings an example, weights sent at every step, the optimizer's update left out. K-FAC's "
+        "machines hold factors, whatever the network: every network above is treated by them."
     )
     return Table(["network", "trained by equilibrium propagation", "why not"], rows, note)
 
@@ -290,6 +323,11 @@ def _setting(study: Runtime, counted: Sequence[Counted]) -> list[str]:
     lines.append(
         "Phases of a step wait for one another and nothing is overlapped. Products that follow one another (Newton–Schulz) are "
         "priced as if they were one stack, which favours the digital side; “in bf16” prices all of them in bf16."
+    )
+    lines.append(
+        "Newton–Schulz takes 20 steps from a cold start, enough for condition numbers up to about 1,000; in bf16 it converges "
+        "for condition numbers well below 256 only. Both count as rivals at any condition number here, in the digital side's "
+        "favour."
     )
     lines.append("Norms, embeddings and the output layer over a vocabulary are trained by AdamW, for every K-FAC alike.")
     lines.append(

@@ -88,6 +88,16 @@ def step_prices(step: StepWork, hardware: Hardware, *, half: bool = False, passe
     return Prices(sum(always, Bill()), sum(renewed, hardware.cost(step.refresh, half=half)))
 
 
+def cell_seconds(step: StepWork, every: int) -> float:
+    """Seconds that cells are at work in a step, summed over all cells: times the power of a cell it is their energy."""
+
+    def at_work(work: Work) -> float:
+        jobs = work.jobs.items()
+        return float(sum(n * job.cells * job.drives * (job.settle_seconds + job.read_seconds) for job, n in jobs))
+
+    return at_work(step.first) + at_work(step.second) + (at_work(step.inversion) + at_work(step.programming)) / every
+
+
 def refreshes(steps: int, interval: Interval) -> int:
     """How many of the first `steps` steps are due."""
     last: int | None = None
