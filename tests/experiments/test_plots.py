@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from heatbath.experiments import Record
 from heatbath.experiments.plots import Axis, band_csv, band_curves, curves, curves_csv, inline_svg, save_figure, trailing_mean
@@ -101,3 +102,13 @@ def test_a_group_of_runs_is_its_mean_in_a_band_at_the_steps_they_share() -> None
     assert (axes.get_ylabel(), axes.get_yscale()) == ("training loss", "log")
     assert [line.get_label() for line in axes.get_lines()] == ["pair", "single"]
     assert list(axes.get_lines()[0].get_ydata()) == [2.0, 3.5]
+
+
+def test_a_figure_that_is_drawn_again_is_the_same_file(tmp_path: Path) -> None:
+    figure = Figure()
+    figure.add_subplot().plot([0, 1], [1, 0])
+    for name in ("a.svg", "b.svg"):
+        save_figure(figure, tmp_path / name)
+    text = (tmp_path / "a.svg").read_text()
+    assert text == (tmp_path / "b.svg").read_text()
+    assert "<dc:date>" not in text
