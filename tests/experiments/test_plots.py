@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from heatbath.experiments import Record
 from heatbath.experiments.plots import Axis, band_csv, band_curves, curves, curves_csv, inline_svg, save_figure, trailing_mean
@@ -121,3 +122,13 @@ def test_seeds_of_one_setting_are_one_curve_in_a_band_with_all_data_in_the_file(
     assert len(axes.collections) == 1
     rows = list(csv.DictReader(io.StringIO(curves_csv([records[0], again], Axis("test accuracy")))))
     assert {row["seed"] for row in rows} == {str(records[0].header["seed"]), "7"}
+
+
+def test_a_figure_that_is_drawn_again_is_the_same_file(tmp_path: Path) -> None:
+    figure = Figure()
+    figure.add_subplot().plot([0, 1], [1, 0])
+    for name in ("a.svg", "b.svg"):
+        save_figure(figure, tmp_path / name)
+    text = (tmp_path / "a.svg").read_text()
+    assert text == (tmp_path / "b.svg").read_text()
+    assert "<dc:date>" not in text

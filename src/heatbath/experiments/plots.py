@@ -263,7 +263,8 @@ def save_figure(figure: Figure, path: Path) -> None:
         OSError: it cannot be written.
     """
     with style():
-        figure.savefig(path, dpi=150, facecolor="white")
+        dateless = {"Date": None} if path.suffix == ".svg" else None  # the same figure is the same file
+        figure.savefig(path, dpi=150, facecolor="white", metadata=dateless)
 
 
 def curves_csv(records: Sequence[Record], axis: Axis) -> str:
