@@ -104,7 +104,7 @@ def _panel(axes: Axes, study: Quantization, findings: Findings, points: Sequence
         share = mean_share(findings, point)
         colour = colours(min(1.0, max(0.0, share))) if math.isfinite(share) else "white"
         axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=1.5))
-        words = f"{share:.0%}".rstrip("%") if share > -9.95 else "✕"
+        words = f"{share:.0%}".rstrip("%") if share > -1 else "<-100" if math.isfinite(share) else "✕"
         if point.digital_share > 0.005:
             words += f"\nd {point.digital_share:.0%}"
         dark = math.isfinite(share) and (share > 0.85 or share < 0.12)
