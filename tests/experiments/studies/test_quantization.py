@@ -191,7 +191,7 @@ def test_the_page_says_where_the_benefit_is_kept_by_the_machine_itself() -> None
         page = quantization_page(ONE_CELL, findings)
         assert [picture.name for picture in page.pictures] == ["bits", "anisotropy"]
         words[name] = page.answer[2]
-    assert "90% kept in 1 of 1 cells (8 read bits: from 8 matrix bits)" in words["good"]
+    assert "(digital K-FAC: 100%): 90% kept in 1 of 1 cells (8 read bits: from 8 matrix bits)" in words["good"]
     assert "90% kept in 0 of 1 cells." in words["bad"]
 
 

@@ -78,7 +78,7 @@ def _grids(study: Quantization, findings: Findings) -> Figure:
     rows, columns = len(grid.solvers), len(grid.dampings)
     with style():
         width = 1.4 + columns * (0.9 + 0.62 * len(grid.read_bits))
-        height = 0.6 + rows * (1.0 + 0.5 * len(grid.matrix_bits))
+        height = 0.6 + rows * (1.1 + 0.4 * len(grid.matrix_bits))
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
         for solver, line in zip(grid.solvers, axes, strict=True):
@@ -87,7 +87,7 @@ def _grids(study: Quantization, findings: Findings) -> Figure:
                     p for p in findings.points if p.group == "grid" and (p.choice.solver, p.multiple) == (solver, multiple)
                 ]
                 _panel(panel, study, findings, points)
-                panel.set_title(f"{TITLES[solver]}, damping × {multiple:g}", fontsize=8.5)
+                panel.set_title(f"{TITLES[solver]}\ndamping × {multiple:g}", fontsize=8.5)
         for line in axes:
             line[0].set_ylabel("matrix bits")
         for panel in axes[-1]:
@@ -104,7 +104,7 @@ def _panel(axes: Axes, study: Quantization, findings: Findings, points: Sequence
         share = mean_share(findings, point)
         colour = colours(min(1.0, max(0.0, share))) if math.isfinite(share) else "white"
         axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=1.5))
-        words = f"{share:.0%}".rstrip("%") if share > -9.95 else "✕"
+        words = f"{share:.0%}".rstrip("%") if share > -1 else "<-100" if math.isfinite(share) else "✕"
         if point.digital_share > 0.005:
             words += f"\nd {point.digital_share:.0%}"
         dark = math.isfinite(share) and (share > 0.85 or share < 0.12)
@@ -125,7 +125,7 @@ def _panel(axes: Axes, study: Quantization, findings: Findings, points: Sequence
 def _sweeps(study: Quantization, findings: Findings) -> Figure:
     """One panel for each imperfection, one line for each solver."""
     names = study.grid.sweeps
-    columns = min(3, len(names))
+    columns = 2 if len(names) in (2, 4) else min(3, len(names))
     rows = -(-len(names) // columns)
     with style():
         figure = Figure(figsize=(2.9 * columns + 0.4, 2.6 * rows + 0.4), layout="constrained")
@@ -193,14 +193,15 @@ def _anisotropy(findings: Findings) -> Figure:
                 markersize=7 if kind in ("digital", "control") else 5,
                 alpha=0.9 if kind in ("digital", "control") else 0.6,
                 linestyle="none",
-                label=None if title in seen else title,
             )
+            if title not in seen:
+                axes.plot([], [], marker, color=colour, linestyle="none", label=title)
             seen.add(title)
         for level, dash in ((1.0, ":"), *(((KEPT, "--"), (0.0, ":")) if share else ())):
             axes.axhline(level, color=INK, alpha=0.45, linewidth=0.9, linestyle=dash)
         axes.set_xscale("symlog", linthresh=1e-3)
         axes.set_yscale("linear" if share else "log")
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.3 * axes.dataLim.x1)
         axes.set_xlabel("layer spread of the preconditioner (0: one learning rate for each block)", fontsize=10)
         axes.set_ylabel(_level_name(findings))
         axes.spines[["top", "right"]].set_visible(False)

@@ -36,7 +36,7 @@ def quantization_page(study: Quantization, findings: Findings) -> Page:
         tables[f"Bits: {TITLES[solver]}"] = _bits(study, findings, solver)
     if study.grid.sweeps:
         tables["One imperfection at a time"] = _alone(study, findings)
-    tables["Tuning"] = tuning_table(findings.tuning)
+    tables["Tuning"] = tuning_table(findings.tuning, [point.title for point in findings.points[:4]])
     return Page(
         title=f"Quantization and other imperfections on {header['experiment']}",
         answer=[f"**{header['summary']}.** " + _scope(study, findings), *_answer(study, findings)],
@@ -93,7 +93,9 @@ def _region(study: Quantization, findings: Findings) -> list[str]:
             points = _grid_points(findings, solver, multiple)
             good = [point for point in points if kept(findings, point)]
             handed = sum(point.digital_share > MOSTLY for point in points)
-            text = f"**{TITLES[solver]}, damping × {multiple:g}**: {KEPT:.0%} kept in {len(good)} of {len(points)} cells"
+            full = next(p for p in findings.points if p.group == "digital" and p.multiple == multiple)
+            text = f"**{TITLES[solver]}, damping × {multiple:g}**"
+            text += f" (digital K-FAC: {_percent(findings, full)}): {KEPT:.0%} kept in {len(good)} of {len(points)} cells"
             if good:
                 text += f" ({_coarsest(study, good)})"
             if handed:
@@ -128,7 +130,11 @@ def _limits(study: Quantization, findings: Findings) -> list[str]:
                 if not kept(findings, point):
                     break
                 good.append(point)
-            rest = "" if len(good) == len(points) else f", lost at {points[len(good)].value:g}"
+            rest = ""
+            if len(good) < len(points):
+                first = points[len(good)]
+                how = "solved digitally" if first.digital_share > MOSTLY else "lost"
+                rest = f", {how} at {first.value:g}"
             limit = f"kept up to {good[-1].value:g}" if good else "not kept anywhere"
             lines.append(f"**{SWEEPS[name].label}**, {TITLES[solver]}: {limit}{rest}.")
     return lines
@@ -146,7 +152,7 @@ def _only_damping(findings: Findings) -> str:
     cosines = [p.preconditioner["cosine"] for p in held]
     worst = [p.preconditioner["condition"] for p in held]
     return text + (
-        f" Where the machine keeps at least {KEPT:.0%}, the damped factors have condition numbers up to "
+        f" Where the machine keeps at least {KEPT:.0%}, the largest condition number of a damped factor is "
         f"{min(worst):.3g} to {max(worst):.3g}, the eigenvalues of the preconditioner spread by {min(spreads):.2g} to "
         f"{max(spreads):.2g} of their mean within a block (0 for a learning rate), and the update has a cosine of "
         f"{min(cosines):.2f} to {max(cosines):.2f} with the gradient (1 for a learning rate)."
@@ -208,7 +214,7 @@ def _grid_points(findings: Findings, solver: str, multiple: float) -> list[Point
 
 def _percent(findings: Findings, point: Point) -> str:
     share = mean_share(findings, point)
-    text = "diverged" if share == float("-inf") else "–" if share != share else f"{share:.0%}"
+    text = "diverged" if share == float("-inf") else "–" if share != share else f"{share:.0%}" if share > -1 else "< -100%"
     helped = [f"{sign} {share:.0%}" for sign, share in (("d", point.digital_share), ("r", point.damped_share)) if share > 0.005]
     return text + (f" ({', '.join(helped)})" if helped else "")
 

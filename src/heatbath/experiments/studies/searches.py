@@ -14,15 +14,15 @@ from heatbath.experiments.studies.page import Table
 WORDS = {"momentum": "β₁", "square_decay": "β₂", "kl_clip": "clip"}
 
 
-def tuning_table(outcomes: Sequence[Outcome]) -> Table:
-    """What each search found, and what it cost; one row each."""
+def tuning_table(outcomes: Sequence[Outcome], titles: Sequence[str] | None = None) -> Table:
+    """What each search found, and what it cost; one row each, named by its optimizer or by `titles`."""
     rows = []
-    for outcome in outcomes:
+    for outcome, title in zip(outcomes, titles or [outcome.title for outcome in outcomes], strict=True):
         hyper = outcome.tuned.choice.hyper
         best = ", ".join(f"{WORDS.get(name, name)} {getattr(hyper, name):g}" for name in outcome.searched)
         loose = ", ".join(WORDS.get(name, name) for name in outcome.tuned.near_edge)
         value = "–" if outcome.tuned.value is None else f"{outcome.tuned.value:.4g}"
-        rows.append([outcome.title, str(outcome.tuned.trials), str(outcome.tuned.diverged), best, value, loose or "all"])
+        rows.append([title, str(outcome.tuned.trials), str(outcome.tuned.diverged), best, value, loose or "all"])
     head = ["optimizer", "trials", "diverged", "best", "held-out", "neighbours tried"]
     return Table(head, [[*row[:-1], row[-1] if row[-1] == "all" else f"not all: {row[-1]}"] for row in rows])
 
