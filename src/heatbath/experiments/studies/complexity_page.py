@@ -80,8 +80,8 @@ def _answer(found: Sequence[Growth]) -> list[str]:
         f"- **Noise**, for drives without a preferred direction: n to the {p('noise', 'n')}, κ to the {p('noise', 'κ')}. Small "
         "eigenvalues make the noise large, and the answer with it.",
         f"- **Noise**, for the worst drive, along the largest eigenvalue: n to the {p('worst', 'n')}, κ to the "
-        f"{p('worst', 'κ')}. The law has tr Â⁻² here, which is up to n κ²; drives fill the converters' range whatever n, and with "
-        "drives of a fixed norm there would be one n more.",
+        f"{p('worst', 'κ')}. The law has tr Â⁻² here, which is up to n κ²; drives fill the converters' range whatever n, "
+        "and with drives of a fixed norm there would be one n more.",
         f"- **Covariance** (method 1 as published): n to the {p('fluctuations', 'n')}, κ to the {p('fluctuations', 'κ')}.",
         "- Digital rivals: conjugate gradients need κ to the "
         f"{p('gradients', 'κ')} products of n² operations for each drive, Newton–Schulz κ to the {p('newton-schulz', 'κ')} (a "
