@@ -76,12 +76,12 @@ def _answer(found: Sequence[Growth]) -> list[str]:
     )
     return [
         claim,
-        f"- **Settling**, without noise: n to the {p('settling', 'n')}, κ to the {p('settling', 'κ')}. A step then costs n κ, "
-        "less than claimed.",
-        f"- **Noise**, for drives without a preferred direction: n to the {p('noise', 'n')}, κ to the {p('noise', 'κ')}: the "
-        "small eigenvalues that make noise large make the answer as large.",
+        f"- **Settling**, without noise: n to the {p('settling', 'n')}, κ to the {p('settling', 'κ')}.",
+        f"- **Noise**, for drives without a preferred direction: n to the {p('noise', 'n')}, κ to the {p('noise', 'κ')}. Small "
+        "eigenvalues make the noise large, and the answer with it.",
         f"- **Noise**, for the worst drive, along the largest eigenvalue: n to the {p('worst', 'n')}, κ to the "
-        f"{p('worst', 'κ')}. This is where a κ² comes from; n is missing since drives fill the converters' range, whatever n.",
+        f"{p('worst', 'κ')}. The law has tr Â⁻² here, which is up to n κ²; drives fill the converters' range whatever n, "
+        "and with drives of a fixed norm there would be one n more.",
         f"- **Covariance** (method 1 as published): n to the {p('fluctuations', 'n')}, κ to the {p('fluctuations', 'κ')}.",
         "- Digital rivals: conjugate gradients need κ to the "
         f"{p('gradients', 'κ')} products of n² operations for each drive, Newton–Schulz κ to the {p('newton-schulz', 'κ')} (a "
