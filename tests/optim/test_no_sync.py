@@ -58,7 +58,7 @@ WAYS = {
     "double": (Cholesky(double=True), {}),
     "eigen": (Eigen(), {}),
     "warm-started": (WarmStarted(NewtonSchulz(warm_steps=1, tolerance=1e-9)), {}),  # most are prepared from scratch afterwards
-    "triggered": (None, {"refresh_above": 0.3}),
+    "triggered": (None, {"refresh_above": 1e-6}),  # whatever is due is found not to fit
 }
 
 
