@@ -67,11 +67,7 @@ WAYS = {
     "double": (Cholesky(double=True), {}),
     "eigen": (Eigen(), {}),
     "warm-started": (WarmStarted(NewtonSchulz(warm_steps=1, tolerance=1e-9)), {}),  # most are prepared from scratch afterwards
-<<<<<<< HEAD
-    "triggered": (None, {"refresh_above": 1e-3}),  # nothing fits so well: every check has a consequence
-=======
     "triggered": (None, {"refresh_above": 1e-6}),  # whatever is due is found not to fit
->>>>>>> refresh
 }
 
 
