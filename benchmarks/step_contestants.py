@@ -80,9 +80,11 @@ def several(*optimizers: torch.optim.Optimizer) -> Trainer:
     return Trainer(update, optimizers)
 
 
-def kfac(model: nn.Module, *, max_dim: int | None = None, solver: Solver[Any] | None = None) -> Trainer:
+def kfac(
+    model: nn.Module, *, max_dim: int | None = None, stagger: bool = False, solver: Solver[Any] | None = None
+) -> Trainer:
     """hb.KFAC in its steady state."""
-    policy = hb.Policy(factor_every=10, refresh_every=10, max_dim=max_dim)
+    policy = hb.Policy(factor_every=10, refresh_every=10, max_dim=max_dim, stagger=stagger)
     optimizer = hb.KFAC(model, lr=LR, solver=solver, policy=policy, generator=torch.Generator().manual_seed(0))
     optimizer.steps = STEADY
     optimizer.capture.enabled = True
@@ -155,6 +157,13 @@ CONTESTANTS: dict[str, Contestant] = {
     "hb.KFAC": Contestant("as it comes: Cholesky, intervals 10/10", kfac, 10, intervals=(10, 10)),
     "hb.KFAC, blocks of 1024": Contestant(
         "Policy(max_dim=1024)", lambda m: kfac(m, max_dim=1024), 10, intervals=(10, 10), max_dim=1024
+    ),
+    "hb.KFAC, staggered": Contestant(
+        "Policy(max_dim=1024, stagger=True)",
+        lambda m: kfac(m, max_dim=1024, stagger=True),
+        10,
+        intervals=(10, 10),
+        max_dim=1024,
     ),
     "hb.KFAC, Newton–Schulz": Contestant(
         "solver=NewtonSchulz(warm_steps=3)",
