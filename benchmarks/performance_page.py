@@ -35,14 +35,14 @@ def markdown(lines: list[list[str]]) -> str:
 
 def verdicts(workloads: dict[str, Record]) -> str:
     """The goals, and whether the best configuration as measured meets them."""
-    lines = [["workload", "goal", "best hb.KFAC by Cholesky", "ratio", "ratio/floor", "slower than (second-order peers)"]]
+    lines = [["workload", "goal", "best hb.KFAC by Cholesky", "ratio", "ratio/floor", "cheaper peers"]]
     for key, found in workloads.items():
         own = {n: r for n, r in found["rows"].items() if n in ("hb.KFAC", "hb.KFAC, blocks of 1024")}
         if not own:
             continue
         name = min(own, key=lambda n: own[n]["ratio"])
         best = own[name]
-        ahead = [n for n, r in found["rows"].items() if r["second_order"] and "hb." not in n and r["ratio"] < best["ratio"]]
+        ahead = [n for n, r in found["rows"].items() if r["preconditions"] and "hb." not in n and r["ratio"] < best["ratio"]]
         met = "met" if best["ratio"] <= found["goal"] else "missed"
         near = f"{best['ratio'] / best['floor']:.2f}"
         lines.append([f"({key})", f"≤ {found['goal']}: {met}", name, f"{best['ratio']:.2f}", near, ", ".join(ahead) or "none"])
@@ -79,8 +79,8 @@ def scaled(scaling: Record) -> str:
 def conditions(record: Record) -> str:
     """Where and with what a record was measured."""
     host, packages = record["environment"], record["environment"]["packages"]
-    clock = "wall clock" if record["clock"] == "wall" else "processor time, since the machine was not idle"
-    return f"{record['date']}, {host['processor']}, {host['threads']} threads, PyTorch {packages['torch']}, {clock}"
+    clock = "wall clock" if record["clock"] == "wall" else "processor time, as the machine was not idle"
+    return f"{record['date']}, {host['processor']}, threads: {host['threads']}, PyTorch {packages['torch']}, {clock}"
 
 
 def settings(workloads: dict[str, Record]) -> str:
@@ -98,10 +98,10 @@ def page(step: Record, scaling: Record) -> str:
 
 What a K-FAC step costs beside an AdamW step, what it is made of, and how to choose. Measured by
 
-    python benchmarks/step.py --write --kfac-pytorch PATH      {conditions(step)}
-    python benchmarks/scaling.py --write                       {conditions(scaling)}
+    python benchmarks/step.py --write --kfac-pytorch PATH
+    python benchmarks/scaling.py --write
 
-and put together by `python benchmarks/performance_page.py`. Never run here, for want of a GPU: the GPT, ViT and MLP shapes
+and put together by `python benchmarks/performance_page.py`. Steps: {conditions(step)}. Scaling: {conditions(scaling)}. Never run here, for want of a GPU: the GPT, ViT and MLP shapes
 on an H100 for which other libraries' figures are known, a CUDA graph, refreshes on a side stream.
 
 ## What a step is made of

@@ -139,7 +139,7 @@ def judge(runners: dict[str, Runner], workload: Workload) -> dict[str, Record]:
             "steps": len(steps),
             "milliseconds": 1e3 * median,
             "settings": contestant.settings,
-            "second_order": contestant.second_order,
+            "preconditions": contestant.preconditions,
         }
     return rows
 
@@ -204,7 +204,7 @@ def main() -> None:
             console.print(f"{key}: left out, a factor of {workload.largest} takes too long (--all): {slow}", highlight=False)
         runners = race(workload, present, 60 * options.minutes * workload.weight / weights, options.clock, console)
         found = {"title": workload.title, "goal": workload.goal, "rows": judge(runners, workload)}
-        record.setdefault("workloads", {})[key] = found
+        record["workloads"] = dict(sorted({**record.get("workloads", {}), key: found}.items()))
         console.print(draw(key, found))
         if options.write:
             options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,7 @@ class Contestant:
         package: that has to be there; None: none.
         intervals: of a K-FAC with explicit inverses, for its floor.
         max_dim: the largest factor of such.
+        preconditions: turns gradients by matrices, which AdamW and SGD do not.
         largest: size of factors above which one step takes so many seconds that it is left out unless asked for (`--all`).
     """
 
@@ -56,7 +57,7 @@ class Contestant:
     package: str | None = None
     intervals: tuple[int, int] | None = None
     max_dim: int | None = None
-    second_order: bool = True
+    preconditions: bool = True
     largest: int = 10**9
 
     def is_there(self) -> bool:
@@ -146,13 +147,13 @@ def emulated() -> Solver[Any]:
 
 CONTESTANTS: dict[str, Contestant] = {
     "AdamW, foreach": Contestant(
-        "AdamW(foreach=True)", lambda m: several(torch.optim.AdamW(m.parameters(), lr=LR, foreach=True)), second_order=False
+        "AdamW(foreach=True)", lambda m: several(torch.optim.AdamW(m.parameters(), lr=LR, foreach=True)), preconditions=False
     ),
     "AdamW, fused": Contestant(
-        "AdamW(fused=True)", lambda m: several(torch.optim.AdamW(m.parameters(), lr=LR, fused=True)), second_order=False
+        "AdamW(fused=True)", lambda m: several(torch.optim.AdamW(m.parameters(), lr=LR, fused=True)), preconditions=False
     ),
     "SGD": Contestant(
-        "SGD(momentum=0.9)", lambda m: several(torch.optim.SGD(m.parameters(), lr=LR, momentum=0.9)), second_order=False
+        "SGD(momentum=0.9)", lambda m: several(torch.optim.SGD(m.parameters(), lr=LR, momentum=0.9)), preconditions=False
     ),
     "hb.KFAC": Contestant("as it comes: Cholesky, intervals 10/10", kfac, 10, intervals=(10, 10)),
     "hb.KFAC, blocks of 1024": Contestant(
