@@ -5,7 +5,7 @@ import torch
 
 from heatbath.operators import Dense, Diagonal
 from heatbath.solvers import Outcome
-from heatbath.solvers.inverse import Inverse, apply_inverse, invert_diagonal
+from heatbath.solvers.inverse import Inverse, apply_inverse, apply_inverse_to_columns, invert_diagonal
 from heatbath.work import Work, elementwise, matmul
 from tests.laws import noise
 from tests.zoo import spd
@@ -35,3 +35,11 @@ def test_applying_a_diagonal_inverse_is_elementwise():
     solution = apply_inverse(Inverse(Diagonal(torch.full((2, 3), 2.0)), torch.zeros(2, dtype=torch.int8)), torch.ones(2, 5, 3))
     assert torch.equal(solution.value, torch.full((2, 5, 3), 2.0))
     assert solution.work == Work.of(elementwise(15), 2)
+
+
+@pytest.mark.parametrize("columns", [3, 65])  # with and without rows that are filled up
+def test_columns_are_solved_as_rows_are_by_an_inverse_that_is_not_quite_symmetric(columns):
+    state = Inverse(Dense(noise(2, 5, 5, seed=1)), torch.zeros(2, dtype=torch.int8))
+    b = noise(2, 5, columns, seed=2)
+    by_rows = apply_inverse(state, b.mT).value.mT
+    torch.testing.assert_close(apply_inverse_to_columns(state, b).value, by_rows, rtol=1e-12, atol=1e-12)

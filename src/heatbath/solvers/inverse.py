@@ -64,5 +64,5 @@ def apply_inverse_to_columns(state: Inverse, rhs: Tensor) -> Solution:
         return replace(solution, value=solution.value.mT)
     kernel = matmul(rhs.shape[-1], operator.size, operator.size)
     notes = {} if state.residual is None else {"inverse_residual": state.residual}
-    value = product(operator.matrix, rhs)  # M⁻¹ is symmetric
+    value = product(operator.matrix.mT, rhs)  # as rows are solved, b X: an X by products is symmetric to κ² rounding only
     return Solution(value, Work.of(kernel, max(operator.stack.numel(), 1)), state.outcome, notes=notes)
