@@ -192,13 +192,13 @@ def _slowest(inverse: Tensor, products: int = 24) -> Tensor:
     The Rayleigh quotient θ falls short of the largest eigenvalue of M⁻¹; adding its residual ‖M⁻¹v − θv‖ mostly makes up
     for it.
     """
-    v = inverse.sum(-1, keepdim=True) + inverse.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
-    v = v + 0.01 * v.norm(dim=-2, keepdim=True) * torch.linspace(-1, 1, v.shape[-2]).to(v).unsqueeze(-1)
-    theta = residual = v.sum(-2)
+    v = (inverse.sum(-1) + inverse.diagonal(dim1=-2, dim2=-1)).unsqueeze(-2)  # a row: ten times faster than columns of a stack
+    v = v + 0.01 * v.norm(dim=-1, keepdim=True) * torch.linspace(-1, 1, v.shape[-1]).to(v)
+    theta = residual = v.sum(-1)
     for _ in range(products):
-        v = v / v.norm(dim=-2, keepdim=True)
-        after = inverse @ v
-        theta = (v * after).sum(-2)
-        residual = (after - theta.unsqueeze(-1) * v).norm(dim=-2)
+        v = v / v.norm(dim=-1, keepdim=True)
+        after = v @ inverse
+        theta = (v * after).sum(-1)
+        residual = (after - theta.unsqueeze(-1) * v).norm(dim=-1)
         v = after
     return (1 / (theta + residual)).squeeze(-1)
