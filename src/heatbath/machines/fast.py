@@ -27,7 +27,7 @@ from heatbath.machines.frontend import measure
 from heatbath.machines.law import Derivation, Law
 from heatbath.machines.signals import Answer, Cells, Clock, Excitation, Measurement, Watch
 from heatbath.machines.spec import MachineSpec
-from heatbath.operators import tree
+from heatbath.operators import product, tree
 
 
 @tree
@@ -125,8 +125,8 @@ class FastLaw(Law):
         return self.stated if self.stated is not None and clock == self.clock else _stated(self.slowest, clock)
 
     def _mean(self, drive: Tensor, clock: Clock, cold: bool) -> Tensor:
-        settled = drive @ self.inverse
-        return settled - settled @ self.inverse / clock.duration if cold else settled
+        settled = product(drive, self.inverse)
+        return settled - product(settled, self.inverse) / clock.duration if cold else settled
 
     def _remains(self, start: Tensor, clock: Clock) -> Tensor:
         """What an average from the start on keeps of the start, z₀ → M⁻¹z₀/T."""
@@ -143,9 +143,9 @@ class FastLaw(Law):
             if clock.reads == 1 and clock.duration == 0:
                 return reading, reading
             return reading, self._colour(normal(tuple(like.shape), like, generator)) * sigma if keep_end else reading
-        once = xi @ self.inverse
+        once = product(xi, self.inverse)
         weight = (0.75 if cold else 0.5) / clock.duration
-        reading = (once - weight * (once @ self.inverse)) * (sigma * math.sqrt(2 / clock.duration))
+        reading = (once - weight * product(once, self.inverse)) * (sigma * math.sqrt(2 / clock.duration))
         if not keep_end:
             return reading, reading
         own = self._colour(normal(tuple(like.shape), like, generator))
