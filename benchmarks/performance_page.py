@@ -101,7 +101,12 @@ What a K-FAC step costs beside an AdamW step, what it is made of, and how to cho
     python benchmarks/step.py --write --kfac-pytorch PATH
     python benchmarks/scaling.py --write
 
-and put together by `python benchmarks/performance_page.py`. Steps: {conditions(step)}. Scaling: {conditions(scaling)}. Never run here, for want of a GPU: the GPT, ViT and MLP shapes
+and put together by `python benchmarks/performance_page.py`.
+
+- Steps: {conditions(step)}.
+- Scaling: {conditions(scaling)}.
+
+Never run here, for want of a GPU: the GPT, ViT and MLP shapes
 on an H100 for which other libraries' figures are known, a CUDA graph, refreshes on a side stream.
 
 ## What a step is made of

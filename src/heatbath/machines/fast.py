@@ -27,7 +27,7 @@ from heatbath.machines.frontend import measure
 from heatbath.machines.law import Derivation, Law
 from heatbath.machines.signals import Answer, Cells, Clock, Excitation, Measurement, Watch
 from heatbath.machines.spec import MachineSpec
-from heatbath.operators import tree
+from heatbath.operators import product, tree
 
 
 @tree
@@ -125,8 +125,8 @@ class FastLaw(Law):
         return self.stated if self.stated is not None and clock == self.clock else _stated(self.slowest, clock)
 
     def _mean(self, drive: Tensor, clock: Clock, cold: bool) -> Tensor:
-        settled = drive @ self.inverse
-        return settled - settled @ self.inverse / clock.duration if cold else settled
+        settled = product(drive, self.inverse)
+        return settled - product(settled, self.inverse) / clock.duration if cold else settled
 
     def _remains(self, start: Tensor, clock: Clock) -> Tensor:
         """What an average from the start on keeps of the start, z₀ → M⁻¹z₀/T."""
@@ -143,9 +143,9 @@ class FastLaw(Law):
             if clock.reads == 1 and clock.duration == 0:
                 return reading, reading
             return reading, self._colour(normal(tuple(like.shape), like, generator)) * sigma if keep_end else reading
-        once = xi @ self.inverse
+        once = product(xi, self.inverse)
         weight = (0.75 if cold else 0.5) / clock.duration
-        reading = (once - weight * (once @ self.inverse)) * (sigma * math.sqrt(2 / clock.duration))
+        reading = (once - weight * product(once, self.inverse)) * (sigma * math.sqrt(2 / clock.duration))
         if not keep_end:
             return reading, reading
         own = self._colour(normal(tuple(like.shape), like, generator))
@@ -192,13 +192,13 @@ def _slowest(inverse: Tensor, products: int = 24) -> Tensor:
     The Rayleigh quotient θ falls short of the largest eigenvalue of M⁻¹; adding its residual ‖M⁻¹v − θv‖ mostly makes up
     for it.
     """
-    v = inverse.sum(-1, keepdim=True) + inverse.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
-    v = v + 0.01 * v.norm(dim=-2, keepdim=True) * torch.linspace(-1, 1, v.shape[-2]).to(v).unsqueeze(-1)
-    theta = residual = v.sum(-2)
+    v = (inverse.sum(-1) + inverse.diagonal(dim1=-2, dim2=-1)).unsqueeze(-2)  # a row: ten times faster than columns of a stack
+    v = v + 0.01 * v.norm(dim=-1, keepdim=True) * torch.linspace(-1, 1, v.shape[-1]).to(v)
+    theta = residual = v.sum(-1)
     for _ in range(products):
-        v = v / v.norm(dim=-2, keepdim=True)
-        after = inverse @ v
-        theta = (v * after).sum(-2)
-        residual = (after - theta.unsqueeze(-1) * v).norm(dim=-2)
+        v = v / v.norm(dim=-1, keepdim=True)
+        after = v @ inverse
+        theta = (v * after).sum(-1)
+        residual = (after - theta.unsqueeze(-1) * v).norm(dim=-1)
         v = after
     return (1 / (theta + residual)).squeeze(-1)
