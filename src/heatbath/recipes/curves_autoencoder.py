@@ -7,9 +7,10 @@ images; the mean image has 17.2, where training rests for long.
 
 from __future__ import annotations
 
+from heatbath.curvature import Bernoulli, Reduction
 from heatbath.experiments import Experiment, Hyper, Target
 from heatbath.experiments.data import curves, reconstruction
-from heatbath.experiments.experiment import reconstruction_error, reconstruction_loss
+from heatbath.experiments.experiment import LossTerms, reconstruction_error, reconstruction_loss
 from heatbath.experiments.models import autoencoder
 
 
@@ -38,4 +39,5 @@ def curves_autoencoder() -> Experiment:
         batch_size=500,
         steps=1000,
         eval_every=25,
+        terms=LossTerms(Bernoulli(), Reduction.EXAMPLES),
     )

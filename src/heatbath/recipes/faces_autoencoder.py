@@ -8,9 +8,10 @@ patches' 30 principal components; the mean patch has 764, more than 625 because 
 
 from __future__ import annotations
 
+from heatbath.curvature import Gaussian, Reduction
 from heatbath.experiments import Experiment, Hyper, Target
 from heatbath.experiments.data import faces, reconstruction
-from heatbath.experiments.experiment import gaussian_loss, squared_error
+from heatbath.experiments.experiment import LossTerms, gaussian_loss, squared_error
 from heatbath.experiments.models import autoencoder
 
 
@@ -38,4 +39,5 @@ def faces_autoencoder() -> Experiment:
         batch_size=500,
         steps=300,
         eval_every=25,
+        terms=LossTerms(Gaussian(1.0), Reduction.EXAMPLES),
     )

@@ -6,9 +6,10 @@ reconstruction of test images. A step of batch 1000 is about 17 GFLOP: a few ten
 
 from __future__ import annotations
 
+from heatbath.curvature import Bernoulli, Reduction
 from heatbath.experiments import Experiment, Hyper, Target
 from heatbath.experiments.data import mnist, reconstruction
-from heatbath.experiments.experiment import reconstruction_error, reconstruction_loss
+from heatbath.experiments.experiment import LossTerms, reconstruction_error, reconstruction_loss
 from heatbath.experiments.models import autoencoder
 
 
@@ -32,4 +33,5 @@ def mnist_autoencoder() -> Experiment:
         batch_size=1000,
         steps=500,
         eval_every=25,
+        terms=LossTerms(Bernoulli(), Reduction.EXAMPLES),
     )

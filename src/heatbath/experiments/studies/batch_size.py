@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from heatbath.experiments.experiment import Experiment, Target, held_out_name
-from heatbath.experiments.optimizers import CURVED, Choice, choose
+from heatbath.experiments.optimizers import CURVED, SELF_PACED, Choice, choose
 from heatbath.experiments.records import Record
 from heatbath.experiments.runner import Ending
 from heatbath.experiments.studies.bench import Bench, Outcome, Setting, Watch, unwatched
@@ -47,7 +47,8 @@ class Contender:
     @property
     def axes(self) -> tuple[str, ...]:
         """What is searched."""
-        return SECOND_ORDER if self.optimizer in CURVED else FIRST_ORDER
+        axes = SECOND_ORDER if self.optimizer in CURVED else FIRST_ORDER
+        return tuple(axis for axis in axes if axis == "damping") if self.optimizer in SELF_PACED else axes
 
 
 CONTENDERS = (

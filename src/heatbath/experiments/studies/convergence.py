@@ -26,6 +26,7 @@ OTHER_AXES = {  # what is searched for further baselines
     "muon": ("lr", "momentum"),
     "soap": BASELINE_AXES,
     "singd": ("lr", "damping", "momentum"),
+    "kfac-quadratic": ("damping",),
 }
 THERMODYNAMIC_AXES = ("lr",)
 
