@@ -29,9 +29,9 @@ def empty_aligned(*shape: int, dtype: torch.dtype, device: torch.device | str) -
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """The matrix products a b `[*stack, M, N]` of `[*stack, M, K]` and `[*stack, K, N]`, in aligned rows where that helps."""
+    """The products a b, `[*stack, M, K]` or one row `[K]` by `[*stack, K, N]`, in aligned rows where that helps."""
     width = b.shape[-1]
-    if width < SHORT or width % ROW == 0 or (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)):
+    if a.ndim < 2 or width < SHORT or width % ROW == 0 or (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)):
         return a @ b
     out = empty_aligned(*a.shape[:-1], width, dtype=a.dtype, device=a.device)
     return torch.matmul(a, b, out=out)
