@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from heatbath.machines import Machine, with_bits
+from heatbath.machines.converters import lsb
 from heatbath.operators import Dense
 from heatbath.solvers import Cholesky, CosineVectors, Guarded, Outcome, ThermodynamicInverse, UnitVectors
 from heatbath.solvers.guarded import overshoot
@@ -49,9 +50,12 @@ def test_unit_vectors_read_small_entries_as_zero_and_go_too_far_along_the_large_
 
 
 def test_cosine_vectors_read_it_as_well_as_their_rounding_as_noise_allows(generator: torch.Generator) -> None:
-    """X = Cᵀ(Y + E), E of variance (LSB r)²/12 with r = √(2/n) the peak of a wave: uᵀXu has standard error LSB √(2/n)/√12."""
+    """X = Cᵀ(Y + E), E of variance (LSB r)²/12: uᵀXu has standard error LSB r/√12.
+
+    The range r is a power of two times the peak √(2/n) of the wave driven, of which the answer's peak is about 1: so 2 at most.
+    """
     state, _ = reader(CosineVectors(LONG)).prepare(Dense(crowd()), generator=generator)
-    standard_error = KAPPA * 2.0 ** (1 - BITS) * math.sqrt(2 / SIZE) / math.sqrt(12)
+    standard_error = KAPPA * float(lsb(BITS)) * 2 * math.sqrt(2 / SIZE) / math.sqrt(12)
     assert abs(along_the_crowd(state.operator.dense()) - 1) < 4 * standard_error
 
 
