@@ -29,6 +29,7 @@ def mnist_autoencoder() -> Experiment:
             "adam": Hyper(lr=1e-3),
             "adamw": Hyper(lr=1e-3),
             "kfac": Hyper(lr=0.3, damping=1.0, kl_clip=100.0),
+            "kfac-quadratic": Hyper(lr=1.0, damping=0.1, momentum=0.0),
         },
         batch_size=1000,
         steps=500,
