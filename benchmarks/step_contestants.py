@@ -81,9 +81,7 @@ def several(*optimizers: torch.optim.Optimizer) -> Trainer:
     return Trainer(update, optimizers)
 
 
-def kfac(
-    model: nn.Module, *, max_dim: int | None = None, stagger: bool = False, solver: Solver[Any] | None = None
-) -> Trainer:
+def kfac(model: nn.Module, *, max_dim: int | None = None, stagger: bool = False, solver: Solver[Any] | None = None) -> Trainer:
     """hb.KFAC in its steady state."""
     policy = hb.Policy(factor_every=10, refresh_every=10, max_dim=max_dim, stagger=stagger)
     optimizer = hb.KFAC(model, lr=LR, solver=solver, policy=policy, generator=torch.Generator().manual_seed(0))

@@ -17,6 +17,7 @@ from heatbath.solvers import (
     Blocked,
     Cholesky,
     ConjugateGradient,
+    CosineVectors,
     Crossbar,
     Eigen,
     Factorwise,
@@ -132,8 +133,12 @@ SOLVERS: dict[str, SolverRow] = {
     "ThermodynamicSolve, ideal": SolverRow(ThermodynamicSolve(IDEAL, LONG), tolerance=1e-9),
     "ThermodynamicSolve, warm": SolverRow(ThermodynamicSolve(IDEAL, LONG, warm_start=True), tolerance=1e-9),
     "ThermodynamicInverse, ideal": SolverRow(ThermodynamicInverse(IDEAL, UnitVectors(LONG)), tolerance=1e-9),
+    "ThermodynamicInverse, cosines": SolverRow(ThermodynamicInverse(IDEAL, CosineVectors(LONG)), tolerance=1e-9),
     "ThermodynamicInverse, warm": SolverRow(ThermodynamicInverse(IDEAL, UnitVectors(LONG, warm_start=True)), tolerance=1e-9),
     "ThermodynamicSolve, 16 bits": SolverRow(ThermodynamicSolve(SIXTEEN, LONG), tolerance=2e-3, linear=False, noisy=True),
+    "ThermodynamicInverse, cosines, 16 bits": SolverRow(
+        ThermodynamicInverse(SIXTEEN, CosineVectors(LONG)), tolerance=2e-3, noisy=True
+    ),
     "ThermodynamicInverse, 16 bits": SolverRow(ThermodynamicInverse(SIXTEEN, UnitVectors(LONG)), tolerance=2e-3, noisy=True),
     "ThermodynamicSolve, noisy": SolverRow(ThermodynamicSolve(NOISY, LONG), tolerance=1.5e-2, linear=False, noisy=True),
     "ThermodynamicInverse, fluctuations": SolverRow(

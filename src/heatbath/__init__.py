@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from heatbath.solvers import Blocked as Blocked
     from heatbath.solvers import Cholesky as Cholesky
     from heatbath.solvers import ConjugateGradient as ConjugateGradient
+    from heatbath.solvers import CosineVectors as CosineVectors
     from heatbath.solvers import Crossbar as Crossbar
     from heatbath.solvers import Eigen as Eigen
     from heatbath.solvers import Factorwise as Factorwise
@@ -123,6 +124,7 @@ _ROOMS = {
         "Solution",
         "ThermodynamicInverse",
         "ThermodynamicSolve",
+        "CosineVectors",
         "UnitVectors",
         "WarmStarted",
         "linalg",

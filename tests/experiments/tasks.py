@@ -18,6 +18,7 @@ from heatbath.experiments.runner import Watcher
 OPTIMIZERS = {
     "adamw": {"optimizer": "adamw"},
     "kfac": {"optimizer": "kfac"},
+    "quadratic": {"optimizer": "kfac-quadratic"},
     "inverse": {"optimizer": "kfac", "solver": "thermodynamic-inverse", "bits": 10},
     "solve": {"optimizer": "kfac", "solver": "thermodynamic-solve", "bits": 10},
 }

@@ -13,7 +13,7 @@ from heatbath.experiments import Hyper, choose
 from heatbath.experiments.baselines import PACKAGES, Parts, hidden_matrices
 from heatbath.experiments.checkpoint import load_checkpoint, save_checkpoint
 from heatbath.experiments.optimizers import FALLBACK_HYPER, OPTIMIZERS, build, choice_from_json
-from heatbath.optim import JointNaturalGradient
+from heatbath.optim import JointNaturalGradient, NaturalGradient
 from heatbath.work import Work
 from tests.experiments import tasks
 
@@ -33,11 +33,14 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> l
     for i in steps:
         optimizer.zero_grad()
         outputs = model(inputs[i::4])
-        if isinstance(optimizer, JointNaturalGradient):
+        if isinstance(optimizer, NaturalGradient | JointNaturalGradient):
             optimizer.observe(outputs)
         loss = F.cross_entropy(outputs, labels[i::4])
         loss.backward()
-        optimizer.step()
+        if isinstance(optimizer, NaturalGradient) and optimizer.policy.adapt is not None:
+            optimizer.step(evaluate=lambda: F.cross_entropy(model(inputs[i::4]), labels[i::4]))  # noqa: B023
+        else:
+            optimizer.step()
         losses.append(float(loss.detach()))
     return losses
 

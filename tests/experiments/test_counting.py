@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from heatbath.experiments.counting import model_work, total_work, update_work
-from heatbath.optim import KFAC
+from heatbath.curvature import Categorical, SampledFisher
+from heatbath.experiments.counting import model_work, pass_work, total_work, update_work
+from heatbath.optim import KFAC, LevenbergMarquardt, Pass, Policy, QuadraticModel
 from heatbath.work import Work
 
 NETWORKS = {
@@ -104,6 +105,51 @@ def test_total_work_adds_the_optimizers_own_count_or_its_update_rule(generator: 
     curved.step()
     assert total_work(curved, model_step=step, steps=1) == step + curved.work
     assert total_work(curved, model_step=step, steps=0) == Work()
+
+
+QUADRATIC = Policy(
+    factor_every=1,
+    quadratic=QuadraticModel(Categorical()),
+    fisher=SampledFisher(Categorical()),
+    adapt=LevenbergMarquardt(every=2),
+)
+
+
+def products(work: Work) -> dict[tuple[int, ...], float]:
+    return {kernel.shape: count for kernel, count in work.kernels.items() if kernel.name == "matmul"}
+
+
+def test_passes_of_the_quadratic_policy_have_the_products_of_their_formulas(generator: torch.Generator) -> None:
+    """20 examples through W₁ [8, 6] and W₂ [3, 8]: J d = (a₁ D₂ᵀ) + (x D₁ᵀ ⊙ φ′) W₂ᵀ is forward mode by hand."""
+    model, shape = NETWORKS["mlp"]
+    passes = pass_work(copy.deepcopy(model), KFAC(model, policy=QUADRATIC), F.cross_entropy, batch(shape, generator))
+    back, weights = {(20, 3, 8): 1}, {(3, 20, 8): 1, (8, 20, 6): 1}
+    assert products(passes[Pass.EVALUATE]) == {(20, 6, 8): 1, (20, 8, 3): 1}
+    assert products(passes[Pass.PULL]) == back  # to the outputs of both layers, no weight gradients
+    assert products(passes[Pass.LINEARIZE]) == back | weights
+    assert products(passes[Pass.PUSH]) == {(20, 8, 3): 2, (20, 6, 8): 1}
+
+
+def test_a_policy_that_observes_nothing_asks_for_no_further_pass(generator: torch.Generator) -> None:
+    model = nn.Linear(6, 3)
+    for optimizer in (KFAC(model), torch.optim.SGD(model.parameters())):
+        assert pass_work(nn.Linear(6, 3), optimizer, F.cross_entropy, batch((20, 6), generator)) == {}
+
+
+def test_total_work_has_every_pass_the_optimizer_made(generator: torch.Generator) -> None:
+    model, (inputs, labels) = nn.Linear(6, 3), batch((20, 6), generator)
+    step = model_work(model, F.cross_entropy, (inputs, labels))
+    optimizer = KFAC(model, lr=1.0, policy=QUADRATIC, generator=generator)
+    passes = pass_work(nn.Linear(6, 3), optimizer, F.cross_entropy, (inputs, labels))
+    for _ in range(4):
+        optimizer.zero_grad()
+        F.cross_entropy(optimizer.observe(model(inputs)), labels).backward()
+        optimizer.step(evaluate=lambda: F.cross_entropy(model(inputs), labels))
+    # each step: one sample, one linearization, two directions; every other step: the loss before and after
+    counted = {Pass.PULL: 4, Pass.LINEARIZE: 4, Pass.PUSH: 8, Pass.EVALUATE: 4}
+    assert optimizer.passes == counted
+    expected = sum((passes[kind] * count for kind, count in counted.items()), step * 4 + optimizer.work)
+    assert total_work(optimizer, model_step=step, steps=4, passes=passes) == expected
 
 
 def test_work_of_an_optimizer_whose_update_is_not_known_is_not_counted() -> None:

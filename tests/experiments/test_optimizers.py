@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from heatbath.curvature import Categorical, ExactFisher, SampledFisher
 from heatbath.experiments import choose
 from heatbath.experiments.baselines import PACKAGES
 from heatbath.experiments.experiment import LossTerms
-from heatbath.experiments.optimizers import NGD_LIMIT, OPTIMIZERS, SOLVERS_OF, build, choose_all
+from heatbath.experiments.optimizers import NGD_LIMIT, OPTIMIZERS, SELF_PACED, SOLVERS_OF, build, choose_all
 from heatbath.machines import load_machine
 from heatbath.optim import KFAC, KLClip
 from heatbath.solvers import Guarded
@@ -36,7 +37,10 @@ def test_every_choice_builds_an_optimizer_that_lowers_the_loss(words: dict[str, 
             optimizer.observe(outputs)  # type: ignore[attr-defined]
         loss = nn.functional.cross_entropy(outputs, labels)
         loss.backward()
-        optimizer.step()
+        if words["optimizer"] in SELF_PACED:
+            optimizer.step(evaluate=lambda: nn.functional.cross_entropy(model(inputs), labels))
+        else:
+            optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
 
@@ -77,6 +81,26 @@ def test_a_choice_is_recorded_completely() -> None:
     assert choice.title == "K-FAC, thermodynamic solve (tngd-2024, 8 bits)"
 
 
+def test_the_quadratic_policy_has_no_clip_and_its_own_name(generator: torch.Generator) -> None:
+    choice = choose(tasks.experiment(), "kfac-quadratic", solver="thermodynamic-inverse", bits=8)
+    assert (choice.hyper.lr, choice.hyper.kl_clip, choice.hyper.momentum) == (1.0, None, 0.0)
+    assert choice.title == "K-FAC, quadratic model, thermodynamic inverse (tngd-2024, 8 bits)"
+    terms = LossTerms(Categorical())
+    optimizer = build(choice, nn.Linear(6, 3), terms=terms, generator=generator)
+    assert isinstance(optimizer, KFAC)
+    assert isinstance(optimizer.policy.fisher, SampledFisher)
+    assert optimizer.policy.fisher.likelihood is terms.likelihood
+    assert optimizer.policy.quadratic is not None
+    assert optimizer.policy.adapt is not None
+
+
+def test_the_quadratic_policy_keeps_a_fisher_that_the_task_chose(generator: torch.Generator) -> None:
+    terms = LossTerms(Categorical(), fisher=ExactFisher(Categorical()))
+    optimizer = build(choose(tasks.experiment(), "kfac-quadratic"), nn.Linear(6, 3), terms=terms, generator=generator)
+    assert isinstance(optimizer, KFAC)
+    assert optimizer.policy.fisher is terms.fisher
+
+
 def test_advice_names_what_can_be_changed() -> None:
     choice = choose(tasks.experiment(), "kfac", solver="thermodynamic-solve", bits=8)
     assert choice.advice() == "lower --lr (now 0.1) or raise --damping (now 0.01) or --bits (now 8)"
@@ -114,8 +138,8 @@ def test_a_model_without_parameters_is_refused(name: str, generator: torch.Gener
         build(choose(tasks.experiment(), name), nn.Tanh(), generator=generator)
 
 
-@pytest.mark.parametrize("name", ["ngd", "tngd"])
-def test_joint_methods_refuse_a_loss_of_which_no_likelihood_is_known(name: str, generator: torch.Generator) -> None:
+@pytest.mark.parametrize("name", ["ngd", "tngd", "kfac-quadratic"])
+def test_methods_with_a_likelihood_refuse_a_loss_of_which_no_likelihood_is_known(name: str, generator: torch.Generator) -> None:
     with pytest.raises(ValueError, match=f"{name} takes its Fisher matrix from the likelihood of the loss"):
         build(choose(tasks.experiment(), name), nn.Linear(6, 3), terms=LossTerms(), generator=generator)
 

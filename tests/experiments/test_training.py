@@ -9,7 +9,7 @@ from heatbath.experiments import choose
 from heatbath.experiments.data import Dataset, Tensors
 from heatbath.experiments.experiment import LossTerms
 from heatbath.experiments.training import BatchOrder, Training, check_separate
-from heatbath.optim import NaturalGradient
+from heatbath.optim import NaturalGradient, Pass
 from tests.experiments import tasks
 
 
@@ -46,6 +46,18 @@ def test_an_order_restored_in_mid_epoch_goes_on_the_same() -> None:
 
 def training(name: str) -> Training:
     return Training(tasks.experiment(), dataset=tasks.blobs(), choice=tasks.choice(name), seed=0, device=torch.device("cpu"))
+
+
+def test_a_step_by_the_quadratic_model_is_billed_for_its_passes() -> None:
+    with torch.random.fork_rng(devices=[]):
+        run = training("quadratic")
+        for _ in range(5):
+            run.advance()
+    own = run.optimizer.work  # type: ignore[attr-defined]
+    # five samples, five linearizations, ten directions, and the loss twice at the one step where damping adapts
+    further = run.pass_work[Pass.PULL] * 5 + run.pass_work[Pass.LINEARIZE] * 5 + run.pass_work[Pass.PUSH] * 10
+    assert run.work() == run.step_work * 5 + own + further + run.pass_work[Pass.EVALUATE] * 2
+    assert run.report()["passes.evaluate"] == 2
 
 
 def test_measuring_changes_nothing_in_the_run() -> None:

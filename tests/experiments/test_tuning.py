@@ -51,6 +51,11 @@ def test_every_range_has_the_same_width_about_the_default() -> None:
         assert choice.hyper.lr / ranges["lr"].low == pytest.approx(30)
 
 
+def test_an_optimizer_that_sets_its_own_step_is_searched_for_damping_alone() -> None:
+    (choice,) = picked("kfac-quadratic")
+    assert set(space(choice)) == {"damping"}
+
+
 def test_only_what_is_searched_differs_between_candidates() -> None:
     (choice,) = picked("kfac")
     for candidate in candidates(choice, space(choice), trials=4, seed=0):

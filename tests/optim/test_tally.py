@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from heatbath.optim.tally import Tally
+from heatbath.optim.tally import Pass, Tally
 from heatbath.solvers import Outcome, Solution
 from heatbath.work import Job, Work, cholesky
 from tests.laws import saved_and_loaded
@@ -59,12 +59,22 @@ def test_nothing_done_is_reported_as_nothing():
     assert Tally().work == Work()
 
 
+def test_passes_are_reported_by_kind_and_those_that_were_not_made_are_not():
+    tally = Tally()
+    for _ in range(2):
+        tally.add_passes({Pass.PULL: 3, Pass.PUSH: 0})
+    assert tally.passes == {Pass.PULL: 6}
+    assert tally.report() == {"refreshes": 0, "passes.pull": 6.0}
+
+
 def test_a_checkpoint_goes_on_counting():
     tally, other = filled(), Tally()
+    tally.add_passes({Pass.EVALUATE: 2})
     other.load_plain(saved_and_loaded(tally.to_plain()))
     for each in (tally, other):
         each.add_prepared(Work(), codes(Outcome.SOLVED))
         each.add_step(torch.tensor(1.0), torch.tensor(True))
     assert other.work == tally.work
+    assert other.passes == {Pass.EVALUATE: 2}
     report = other.report()
     assert {k: v for k, v in tally.report().items() if k != "left.tier"} == report  # what is said last is not kept

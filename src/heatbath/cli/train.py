@@ -12,12 +12,14 @@ from heatbath.cli.terminal import console, display, mistakes, named_device, pres
 
 def train(
     recipe: Annotated[str, typer.Argument(help="What to train; see `heatbath recipes`.")],
-    optimizer: Annotated[str, typer.Option(help="sgd, adam, adamw, nadamw, muon, kfac, ngd, tngd, soap or singd.")] = "kfac",
+    optimizer: Annotated[
+        str, typer.Option(help="sgd, adam, adamw, nadamw, muon, kfac, kfac-quadratic, ngd, tngd, soap or singd.")
+    ] = "kfac",
     solver: Annotated[
         str | None,
         typer.Option(
-            help="cholesky (default), or for kfac: eigen, thermodynamic-inverse, thermodynamic-solve; for ngd: "
-            "conjugate-gradient, thermodynamic-solve. tngd has its own."
+            help="cholesky (default); for kfac and kfac-quadratic also eigen, thermodynamic-inverse, "
+            "thermodynamic-solve; for ngd: conjugate-gradient, thermodynamic-solve. tngd has its own."
         ),
     ] = None,
     machine: Annotated[

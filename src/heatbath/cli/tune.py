@@ -14,12 +14,15 @@ def tune(
     recipe: Annotated[str, typer.Argument(help="What to tune on; see `heatbath recipes`.")],
     optimizer: Annotated[
         list[str],
-        typer.Option(help="sgd, adam, adamw, nadamw, muon, kfac, ngd, tngd, soap or singd; several to compare them."),
+        typer.Option(
+            help="sgd, adam, adamw, nadamw, muon, kfac, kfac-quadratic, ngd, tngd, soap or singd; several to compare them."
+        ),
     ],
     trials: Annotated[int, typer.Option(help="Trials of each optimizer.")],
     out: Annotated[Path, typer.Option(help="Folder of the search; an unfinished search in it goes on.")],
     solver: Annotated[
-        list[str] | None, typer.Option(help="For kfac and ngd, as in train; give several to compare them. Default cholesky.")
+        list[str] | None,
+        typer.Option(help="For kfac, kfac-quadratic and ngd, as in train; give several to compare them. Default cholesky."),
     ] = None,
     machine: Annotated[str | None, typer.Option(metavar="NAME|FILE.toml", help="For thermodynamic solvers.")] = None,
     bits: Annotated[list[int] | None, typer.Option(help="For thermodynamic solvers; give several to compare them.")] = None,

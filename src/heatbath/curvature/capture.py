@@ -140,7 +140,7 @@ class Capture:
             handle.remove()
         self._handles.clear()
 
-    def pull_back(self, outputs: Tensor, vectors: Iterable[Tensor], parameters: Sequence[Tensor]) -> None:
+    def pull_back(self, outputs: Tensor, vectors: Iterable[Tensor], parameters: Sequence[Tensor]) -> int:
         """Deliver the gradients that each of some vectors at observed outputs brings, without touching `.grad`.
 
         Args:
@@ -148,16 +148,21 @@ class Capture:
             vectors: shaped like the outputs.
             parameters: of each site one or more, so that the pass goes as far as its output; if `derived` all, for a use in a
                 derivative may lead to the weight alone.
+
+        Returns:
+            How many backward passes that took.
         """
         wanted = [p for p in parameters if p.requires_grad]
         if not wanted or not outputs.requires_grad:
-            return
-        self._pulling = True
+            return 0
+        self._pulling, passes = True, 0
         try:
             for self.pull, vector in enumerate(vectors):
+                passes += 1
                 torch.autograd.grad(outputs, wanted, vector.to(outputs.dtype), retain_graph=True, allow_unused=True)
         finally:
             self._pulling, self.pull = False, 0
+        return passes
 
     def begin(self, shape: Shape | None) -> None:
         """Note a forward pass whose first input has so many examples and positions."""

@@ -1,4 +1,4 @@
-"""How much work a training step asks of digital hardware, apart from the curvature.
+"""How much work the passes of a training step ask of digital hardware, and all of a run.
 
 A dispatch mode watches one forward and one backward pass and counts every product with its shape, by the formulas that
 torch registers for its own flop counter, and every other operation as an elementwise pass over what it writes. Views are
@@ -8,6 +8,7 @@ free. What an optimizer does per parameter is counted from its update rule.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from heatbath.experiments.experiment import Loss
+from heatbath.optim import NaturalGradient, Pass
+from heatbath.optim.quadratic import linearize
 from heatbath.work import Kernel, Work, elementwise, matmul, update
 
 # Operations and numbers (read + written) per parameter of one update, from the update rules.
@@ -86,6 +89,45 @@ def model_work(model: nn.Module, loss: Loss, batch: tuple[Tensor, ...]) -> Work:
     return counter.work
 
 
+def pass_work(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss, batch: tuple[Tensor, ...]) -> dict[Pass, Work]:
+    """Work of one of each pass that an optimizer's policy asks for beside forward and backward of the loss.
+
+    As if all parameters had curvature: it counts too much where some are left to AdamW.
+
+    Args:
+        model: a copy without hooks; the global random state stays as it is.
+        optimizer: for the original.
+        loss: of the task.
+        batch: of one step.
+    """
+    if not isinstance(optimizer, NaturalGradient):
+        return {}
+    policy, found = optimizer.policy, {}
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with torch.random.fork_rng(devices=[batch[0].device] if batch[0].device.type == "cuda" else []):
+        if policy.adapt is not None:
+            with torch.no_grad(), _Counter() as counter:
+                loss(model(*batch[:-1]), batch[-1])
+            found[Pass.EVALUATE] = counter.work
+        if policy.fisher.observes or policy.quadratic is not None:
+            outputs = model(*batch[:-1])
+        if policy.fisher.observes:
+            own = [[p for p in m.parameters(recurse=False) if p.requires_grad] for m in model.modules()]
+            probes = [min(some, key=Tensor.numel) for some in own if some]  # as the optimizer pulls back
+            with _Counter() as counter:
+                torch.autograd.grad(outputs, probes, torch.ones_like(outputs), retain_graph=True, allow_unused=True)
+            found[Pass.PULL] = counter.work
+        if policy.quadratic is not None:
+            seen = policy.quadratic.likelihood.observe(outputs, batch[-1], reduction=policy.reduction)
+            with _Counter() as counter:
+                linear = linearize(outputs, seen, parameters)
+            found[Pass.LINEARIZE] = counter.work
+            with _Counter() as counter:
+                linear.push(parameters, [p.detach() for p in parameters])
+            found[Pass.PUSH] = counter.work
+    return found
+
+
 def update_work(optimizer: torch.optim.Optimizer) -> Work | None:
     """Work of one `step` of an optimizer that counts none itself; None where its update rule is not known here."""
     if type(optimizer).__name__ not in UPDATES:
@@ -95,8 +137,16 @@ def update_work(optimizer: torch.optim.Optimizer) -> Work | None:
     return Work.of(update(parameters, operations, numbers))
 
 
-def total_work(optimizer: torch.optim.Optimizer, *, model_step: Work, steps: int) -> Work | None:
+def total_work(
+    optimizer: torch.optim.Optimizer, *, model_step: Work, steps: int, passes: Mapping[Pass, Work] | None = None
+) -> Work | None:
     """Everything `steps` steps asked for: the model's passes, and the optimizer's own count or its update rule.
+
+    Args:
+        optimizer: that made the steps.
+        model_step: of a forward and a backward pass.
+        steps: how many.
+        passes: of each further pass that the optimizer counts; those it counts and this lacks are free.
 
     Returns:
         None where neither is known: half a count would flatter.
@@ -105,6 +155,8 @@ def total_work(optimizer: torch.optim.Optimizer, *, model_step: Work, steps: int
         return Work()
     own = getattr(optimizer, "work", None)
     if isinstance(own, Work):
-        return model_step * steps + own
+        counts = optimizer.passes if isinstance(optimizer, NaturalGradient) else {}
+        further = sum(((passes or {}).get(kind, Work()) * count for kind, count in counts.items()), Work())
+        return model_step * steps + own + further
     update = update_work(optimizer)
     return None if update is None else model_step * steps + update * steps

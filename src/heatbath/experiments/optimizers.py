@@ -19,7 +19,7 @@ from heatbath.curvature import Likelihood, SampledFisher
 from heatbath.experiments import baselines
 from heatbath.experiments.experiment import Experiment, Hyper, LossTerms
 from heatbath.machines import Machine, MachineSpec, load_machine, machine_toml, spec_from, with_bits
-from heatbath.optim import KFAC, NGD, TNGD, JointPolicy, KLClip, Policy, TNGDPolicy
+from heatbath.optim import KFAC, NGD, TNGD, JointPolicy, KLClip, LevenbergMarquardt, Policy, QuadraticModel, TNGDPolicy
 from heatbath.optim.tngd import LIMIT
 from heatbath.solvers import Cholesky, ConjugateGradient, Eigen, Guarded, Solver, ThermodynamicInverse, ThermodynamicSolve
 
@@ -33,6 +33,7 @@ TITLES = {
     "soap": "SOAP",
     "singd": "SINGD",
     "kfac": "K-FAC",
+    "kfac-quadratic": "K-FAC, quadratic model",
     "ngd": "NGD",
     "tngd": "TNGD",
     "cholesky": "Cholesky",
@@ -125,6 +126,31 @@ def _kfac(model: nn.Module, choice: Choice, terms: LossTerms, generator: torch.G
     )
 
 
+def _kfac_quadratic(model: nn.Module, choice: Choice, terms: LossTerms, generator: torch.Generator) -> torch.optim.Optimizer:
+    """The policy of Martens & Grosse 2015 (arXiv 1503.05671): step and momentum from the quadratic model, adapted damping.
+
+    The Fisher matrix is sampled afresh at every step, as there, unless the task says another that observes outputs.
+    """
+    h, likelihood = choice.hyper, _likelihood(choice, terms)
+    assert h.damping is not None  # filled in by choose()
+    return KFAC(
+        model,
+        lr=h.lr,
+        damping=h.damping,
+        momentum=h.momentum,
+        weight_decay=h.weight_decay,
+        solver=_solver(choice),
+        policy=Policy(
+            factor_every=1,
+            quadratic=QuadraticModel(likelihood),
+            adapt=LevenbergMarquardt(),
+            fisher=terms.fisher if terms.fisher.observes else SampledFisher(likelihood),
+            reduction=terms.reduction,
+        ),
+        generator=generator,
+    )
+
+
 def _ngd(model: nn.Module, choice: Choice, terms: LossTerms, generator: torch.Generator) -> torch.optim.Optimizer:
     """NGD with one sampled row for each term of the loss; the small side is solved where the solver knows dense matrices."""
     h, size = choice.hyper, sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -191,16 +217,19 @@ OPTIMIZERS: Mapping[str, Build] = {
     "soap": _plain(baselines.soap),
     "singd": _plain(baselines.singd),
     "kfac": _kfac,
+    "kfac-quadratic": _kfac_quadratic,
     "ngd": _ngd,
     "tngd": _tngd,
 }
 NGD_LIMIT = 100_000  # parameters; 128 examples then take 51 MB of gradients
 SOLVERS_OF: Mapping[str, tuple[str, ...]] = {  # which solvers an optimizer takes, the default first
     "kfac": ("cholesky", "eigen", "thermodynamic-inverse", "thermodynamic-solve"),
+    "kfac-quadratic": ("cholesky", "eigen", "thermodynamic-inverse", "thermodynamic-solve"),
     "ngd": ("cholesky", "conjugate-gradient", "thermodynamic-solve"),
     "tngd": ("thermodynamic-solve",),
 }
 CURVED = frozenset(SOLVERS_OF)  # optimizers that take a solver
+SELF_PACED = frozenset({"kfac-quadratic"})  # step length and momentum from a model of the loss, which `lr` multiplies
 DAMPED = CURVED | {"singd"}  # optimizers that take damping
 DIGITAL: Mapping[str, Callable[[], Solver[Any]]] = {  # Any: any state
     "cholesky": Cholesky,
@@ -221,6 +250,7 @@ FALLBACK_HYPER: Mapping[str, Hyper] = {
     "soap": Hyper(lr=3e-3, momentum=0.95, weight_decay=1e-2, square_decay=0.95),
     "singd": Hyper(lr=0.1, damping=1e-3),  # held-out digits-mlp, 60 steps: best of 1e-3 to 0.1, whatever the damping
     "kfac": Hyper(lr=0.05, damping=1e-3),
+    "kfac-quadratic": Hyper(lr=1.0, damping=1.0, momentum=0.0),  # the first λ; it adapts
     "ngd": Hyper(lr=0.1, damping=1e-2),
     "tngd": Hyper(lr=0.1, damping=1e-1, momentum=0.0),
 }
@@ -270,7 +300,7 @@ def choose(
     clip = KLClip().kappa if default.kl_clip is None else default.kl_clip
     hyper = replace(
         default,
-        kl_clip=clip if optimizer in CURVED else None,
+        kl_clip=clip if optimizer in CURVED - SELF_PACED else None,
         lr=positive("--lr", default.lr if lr is None else lr),
         damping=None if optimizer not in DAMPED else positive("--damping", default.damping if damping is None else damping),
     )

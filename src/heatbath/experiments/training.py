@@ -6,6 +6,7 @@ examples, and the randomness of the optimizer, so runs with different optimizers
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from heatbath.experiments.checkpoint import random_state, set_random_state
-from heatbath.experiments.counting import model_work, total_work
+from heatbath.experiments.counting import model_work, pass_work, total_work
 from heatbath.experiments.data import Dataset
 from heatbath.experiments.experiment import Experiment
 from heatbath.experiments.optimizers import Choice, build
@@ -76,7 +77,9 @@ class Training:
         self.generator = torch.Generator(device).manual_seed(seed + 2)
         first = self.dataset.train.batch(torch.arange(self.order.batch_size))
         self.step_work = model_work(self.model, experiment.loss, first)
+        bare = copy.deepcopy(self.model)  # without the hooks of the optimizer
         self.optimizer = build(choice, self.model, terms=experiment.terms, generator=self.generator)
+        self.pass_work = pass_work(bare, self.optimizer, experiment.loss, first)
         check_separate(self.optimizer, self.dataset, first)
         self.step = 0
 
@@ -94,7 +97,10 @@ class Training:
             self.optimizer.observe(output, batch[-1])
         loss = self.experiment.loss(output, batch[-1])
         loss.backward()
-        self.optimizer.step()
+        if isinstance(self.optimizer, NaturalGradient) and self.optimizer.policy.adapt is not None:
+            self.optimizer.step(evaluate=lambda: self.experiment.loss(self.model(*batch[:-1]), batch[-1]))
+        else:
+            self.optimizer.step()
         self.step += 1
         return loss.detach()
 
@@ -126,7 +132,7 @@ class Training:
 
     def work(self) -> Work | None:
         """Everything asked of hardware so far, measuring aside; None for an optimizer whose work is not counted."""
-        return total_work(self.optimizer, model_step=self.step_work, steps=self.step)
+        return total_work(self.optimizer, model_step=self.step_work, steps=self.step, passes=self.pass_work)
 
     def report(self) -> dict[str, Any]:  # Any: plain numbers and words
         """What the optimizer says about itself, or nothing."""

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from heatbath.experiments.experiment import Hyper
-from heatbath.experiments.optimizers import Choice
+from heatbath.experiments.optimizers import SELF_PACED, Choice
 from heatbath.experiments.records import Record
 from heatbath.experiments.trials import Recipe, Trial, run_trials
 from heatbath.experiments.tuned import RESULT, Tuned, pick, write_result
@@ -56,8 +56,9 @@ class Range:
 
 
 def space(choice: Choice) -> dict[str, Range]:
-    """What is searched for an optimizer: its learning rate, and the damping where it has one."""
-    values = {name: getattr(choice.hyper, name) for name in SPANS}
+    """What is searched for an optimizer: its learning rate unless it sets its own, and the damping where it has one."""
+    names = [name for name in SPANS if name != "lr" or choice.optimizer not in SELF_PACED]
+    values = {name: getattr(choice.hyper, name) for name in names}
     return {name: Range(value / SPANS[name], value * SPANS[name]) for name, value in values.items() if value is not None}
 
 

@@ -29,10 +29,10 @@ def empty_aligned(*shape: int, dtype: torch.dtype, device: torch.device | str) -
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """The matrix products a b `[*stack, M, N]` of `[*stack, M, K]` and `[*stack, K, N]`, in aligned rows where that helps."""
+    """The products a b, `[*stack, M, K]` or one row `[K]` by `[*stack, K, N]`, in aligned rows where that helps."""
     width = b.shape[-1]
     followed = torch.compiler.is_compiling() or (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad))
-    if width < SHORT or width % ROW == 0 or followed:  # neither autograd nor the compiler follows `out=`
+    if a.ndim < 2 or width < SHORT or width % ROW == 0 or followed:  # neither autograd nor the compiler follows `out=`
         return a @ b
     stack = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     out = empty_aligned(*stack, a.shape[-2], width, dtype=a.dtype, device=a.device)

@@ -19,6 +19,7 @@ from heatbath.optim.precondition import Preconditioner as Preconditioner
 from heatbath.optim.precondition import preconditioned as preconditioned
 from heatbath.optim.quadratic import QuadraticModel as QuadraticModel
 from heatbath.optim.schedule import Interval as Interval
+from heatbath.optim.tally import Pass as Pass
 from heatbath.optim.tngd import TNGD as TNGD
 from heatbath.optim.tngd import Start as Start
 from heatbath.optim.tngd import TNGDPolicy as TNGDPolicy

@@ -32,7 +32,7 @@ from heatbath.optim.proposal import Proposal, move, objective
 from heatbath.optim.renewal import Renewal, renew_averages
 from heatbath.optim.scaling import LossScale, loss_scale
 from heatbath.optim.stacks import Stack
-from heatbath.optim.tally import Tally
+from heatbath.optim.tally import Pass, Tally
 from heatbath.solvers import Solver, usable
 from heatbath.work import Work
 
@@ -148,7 +148,7 @@ class NaturalGradient(torch.optim.Optimizer):
         """Let curvature see the outputs: the one line between forward and loss that sampled and exact Fishers need.
 
         It pulls vectors back through the network by `torch.autograd.grad`, touches no `.grad`, and is free on steps that
-        capture no factors. Call it once for each forward pass. The passes are not counted in `work`.
+        capture no factors. Call it once for each forward pass. The passes count in `passes`, not in `work`.
 
         Args:
             outputs: what the loss is computed from, `[B, …]`.
@@ -164,7 +164,8 @@ class NaturalGradient(torch.optim.Optimizer):
         """
         if torch.is_grad_enabled():
             generator = self.generator
-            self._seen.look(outputs, targets, mask, policy=self.policy, capture=self.capture, generator=generator)
+            look = self._seen.look
+            self._tally.add_passes(look(outputs, targets, mask, policy=self.policy, capture=self.capture, generator=generator))
         return outputs
 
     def _forget(self) -> None:
@@ -252,6 +253,7 @@ class NaturalGradient(torch.optim.Optimizer):
             predicted = self._apply(predict=True)
             ratio = (before - objective(evaluate, self.param_groups, count)) / predicted
             adapt.renew(self.param_groups, ratio)
+            self._tally.add_passes({Pass.EVALUATE: 2})
         else:
             self._apply()
         self.finish_step()
@@ -341,6 +343,7 @@ class NaturalGradient(torch.optim.Optimizer):
             else:
                 shared = self.policy.distributed and is_parallel()
                 scale, momentum = proposal.minimize(self._seen.linear, self.layout.packing, damping, shared)
+                self._tally.add_passes({Pass.PUSH: 2 * len(self._seen.linear)})  # both directions
             self._tally.add_step(scale, proposal.finite)
             moves = {i: proposal.advance(i, scale, momentum) for i in proposal.natural}
             predicted = proposal.reduction(moves, damping) if predict else predicted
@@ -355,8 +358,13 @@ class NaturalGradient(torch.optim.Optimizer):
 
     @property
     def work(self) -> Work:
-        """Everything this optimizer asked of hardware so far, backward passes aside."""
+        """Everything this optimizer asked of hardware so far, passes through the model aside."""
         return self._tally.work
+
+    @property
+    def passes(self) -> dict[Pass, int]:
+        """Passes through the model beside forward and backward of the loss, by kind."""
+        return dict(self._tally.passes)
 
     def report(self) -> dict[str, float | str]:
         """Refreshes, outcomes, skipped and clipped steps, notes of the solver; waits for the device."""

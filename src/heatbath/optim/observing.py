@@ -13,6 +13,7 @@ from heatbath.curvature import Capture, Reduction
 from heatbath.optim.policy import Policy
 from heatbath.optim.quadratic import Linearization, linearize
 from heatbath.optim.stacks import Stack
+from heatbath.optim.tally import Pass
 
 
 @dataclass(eq=False)
@@ -36,7 +37,7 @@ class Seen:
         policy: Policy,
         capture: Capture,
         generator: torch.Generator | None,
-    ) -> None:
+    ) -> dict[Pass, int]:
         """Pull back what the policy's Fisher and quadratic model want to know.
 
         Args:
@@ -47,9 +48,13 @@ class Seen:
             capture: of the model; nothing is pulled back for factors where it is switched off.
             generator: of sampled Fishers.
 
+        Returns:
+            Passes through the model that this took.
+
         Raises:
             ValueError: the model is checkpointed in a way that allows no pulling back.
         """
+        passes = {}
         with _checkpoints_explained():
             if policy.batch_dim and outputs.ndim > 2:
                 outputs = outputs.transpose(0, 1)
@@ -59,11 +64,13 @@ class Seen:
             if capture.enabled and likelihood is not None:
                 seen = likelihood.observe(outputs, targets, mask, policy.reduction)
                 probes = [p for own in parameters for p in (own if capture.derived else [min(own, key=Tensor.numel)])]
-                capture.pull_back(outputs, policy.fisher.vectors(seen, generator), probes)
+                passes[Pass.PULL] = capture.pull_back(outputs, policy.fisher.vectors(seen, generator), probes)
                 self.terms = seen.terms if self.terms is None else self.terms + seen.terms
             if policy.quadratic is not None:
                 seen = policy.quadratic.likelihood.observe(outputs, targets, mask, policy.reduction)
                 self.linear.append(linearize(outputs, seen, [p for own in parameters for p in own]))
+                passes[Pass.LINEARIZE] = 1
+        return passes
 
 
 @contextmanager

@@ -1,7 +1,9 @@
-"""What an optimizer did: Work on the host, outcomes and clips on the device until somebody asks."""
+"""What an optimizer did: Work and passes on the host, outcomes and clips on the device until somebody asks."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from enum import Enum
 from typing import Any
 
 import torch
@@ -9,6 +11,15 @@ from torch import Tensor
 
 from heatbath.solvers import Outcome, Solution
 from heatbath.work import Job, Kernel, Work
+
+
+class Pass(Enum):
+    """A pass through the model beside forward and backward of the loss; the value says it in words."""
+
+    PULL = "backward of a vector at the outputs, for sampled and exact Fishers"
+    LINEARIZE = "backward with its own graph, for the quadratic model"
+    PUSH = "a direction through that graph, for the quadratic model"
+    EVALUATE = "forward, for damping that adapts"
 
 
 class Tally:
@@ -22,6 +33,7 @@ class Tally:
         self._jobs: dict[Job, float] = {}
         self.refreshes = 0
         self.kept = 0
+        self.passes: dict[Pass, int] = {}
         self.notes: dict[str, Any] = {}  # Any: what the solver last reported
         self._device: dict[str, Tensor] = {}
 
@@ -36,6 +48,12 @@ class Tally:
             self._kernels[kernel] = self._kernels.get(kernel, 0) + count
         for job, count in work.jobs.items():
             self._jobs[job] = self._jobs.get(job, 0) + count
+
+    def add_passes(self, passes: Mapping[Pass, int]) -> None:
+        """Count passes through the model; what one takes, only the model knows."""
+        for kind, count in passes.items():
+            if count:
+                self.passes[kind] = self.passes.get(kind, 0) + count
 
     def add_prepared(self, work: Work, codes: Tensor, clipped: Tensor | None = None) -> None:
         """Count one prepared stack, how its members ended, and what machines clipped; its owner counts the refresh."""
@@ -83,6 +101,7 @@ class Tally:
         result: dict[str, float | str] = {"refreshes": self.refreshes}
         if self.kept:
             result["kept_inverses"] = self.kept
+        result.update({f"passes.{kind.name.lower()}": float(count) for kind, count in self.passes.items()})
         for kind in ("prepare", "solve"):
             if kind in sums:
                 result.update(
@@ -98,10 +117,17 @@ class Tally:
 
     def to_plain(self) -> dict[str, Any]:  # Any: plain Python and tensors
         """For a checkpoint."""
-        return {"work": self.work.to_json(), "refreshes": self.refreshes, "kept": self.kept, "device": dict(self._device)}
+        return {
+            "work": self.work.to_json(),
+            "refreshes": self.refreshes,
+            "kept": self.kept,
+            "passes": {kind.name: count for kind, count in self.passes.items()},
+            "device": dict(self._device),
+        }
 
     def load_plain(self, plain: dict[str, Any]) -> None:  # Any: as above
         """From a checkpoint."""
         work = Work.from_json(plain["work"])
         self._kernels, self._jobs = dict(work.kernels), dict(work.jobs)
         self.refreshes, self.kept, self._device = plain["refreshes"], plain.get("kept", 0), dict(plain["device"])
+        self.passes = {Pass[name]: count for name, count in plain.get("passes", {}).items()}

@@ -23,8 +23,9 @@ def cifar_vit() -> Experiment:
         loss=F.cross_entropy,
         metrics={"test accuracy": accuracy, "test loss": F.cross_entropy},
         target=Target("test accuracy", 0.4),
-        # Held-out loss after 30 steps on the JPEG subset, one seed: AdamW over two values, K-FAC over four; adam and nadamw as
-        # adamw, the others untried. So few steps find what starts well: tune before comparing (`heatbath tune`).
+        # Held-out loss after 30 steps on the JPEG subset, one seed: AdamW over two values, K-FAC over four, Muon at this one;
+        # adam and nadamw as adamw; SGD and SOAP untried. Selection was uneven, no basis for comparison: tune first
+        # (`heatbath tune`).
         hyper={
             "sgd": Hyper(lr=0.1),
             "adam": Hyper(lr=1e-3),

@@ -6,9 +6,10 @@ reconstruction of test images. A step of batch 1000 is about 17 GFLOP: a few ten
 
 from __future__ import annotations
 
+from heatbath.curvature import Bernoulli, Reduction
 from heatbath.experiments import Experiment, Hyper, Target
 from heatbath.experiments.data import mnist, reconstruction
-from heatbath.experiments.experiment import reconstruction_error, reconstruction_loss
+from heatbath.experiments.experiment import LossTerms, reconstruction_error, reconstruction_loss
 from heatbath.experiments.models import autoencoder
 
 
@@ -28,8 +29,10 @@ def mnist_autoencoder() -> Experiment:
             "adam": Hyper(lr=1e-3),
             "adamw": Hyper(lr=1e-3),
             "kfac": Hyper(lr=0.3, damping=1.0, kl_clip=100.0),
+            "kfac-quadratic": Hyper(lr=1.0, damping=0.1, momentum=0.0),
         },
         batch_size=1000,
         steps=500,
         eval_every=25,
+        terms=LossTerms(Bernoulli(), Reduction.EXAMPLES),
     )

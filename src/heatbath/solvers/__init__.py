@@ -23,6 +23,7 @@ from heatbath.solvers.products import diagonal_of as diagonal_of
 from heatbath.solvers.products import product_work as product_work
 from heatbath.solvers.refined import Refined as Refined
 from heatbath.solvers.small_side import SmallSide as SmallSide
+from heatbath.solvers.thermodynamic import CosineVectors as CosineVectors
 from heatbath.solvers.thermodynamic import Fluctuations as Fluctuations
 from heatbath.solvers.thermodynamic import ThermodynamicInverse as ThermodynamicInverse
 from heatbath.solvers.thermodynamic import ThermodynamicSolve as ThermodynamicSolve

@@ -10,6 +10,7 @@ than τ/t are damped, as by a truncated iteration.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -36,6 +37,55 @@ class UnitVectors:
 
     schedule: Schedule | None = None
     warm_start: bool = False
+
+    def drives(self, like: Tensor) -> Tensor:
+        """What is driven, one after the other, `[n, n]`, for machines that hold matrices `like`."""
+        return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
+
+    def inverse(self, answers: Tensor) -> tuple[Tensor, Work]:
+        """The inverse `[*stack, n, n]` from the answers, and what that takes digitally."""
+        return answers, Work()
+
+
+@dataclass(frozen=True)
+class CosineVectors:
+    """Read an inverse as n driven solves of the cosine transform's vectors, and transform the answers back digitally.
+
+    A unit vector's answer is a peak beside small entries, and the read converter's range goes by the peak. Where k features
+    share an eigenvalue far above the rest, M⁻¹ has entries of about −1/k beside the peak. They are read as zero once
+    k > 2^bits, and the inverse as read is too large along that direction by as much as the eigenvalue stands out, or negative.
+    The answers to waves have no peak, so rounding acts as noise, whose norm does not grow with n. It costs n² log n digital
+    operations, and drives are rounded, which unit vectors are not.
+
+    Args:
+        schedule: for each of the n drives; None: `default_schedule`.
+        warm_start: start each drive where the last inverse ended.
+    """
+
+    schedule: Schedule | None = None
+    warm_start: bool = False
+
+    def drives(self, like: Tensor) -> Tensor:
+        """C_ki = c_k cos(π k (i + ½)/n), orthonormal rows `[n, n]`, for machines that hold matrices `like`."""
+        k = torch.arange(like.shape[-1], dtype=torch.float64, device=like.device)
+        waves = torch.cos(torch.pi / len(k) * k.unsqueeze(-1) * (k + 0.5))
+        return (waves * _lengths(len(k), like).unsqueeze(-1)).to(like.dtype)
+
+    def inverse(self, answers: Tensor) -> tuple[Tensor, Work]:
+        """Cᵀ Y of the answers Y = C M⁻¹, `[*stack, n, n]`, by a Fourier transform of 2n numbers, and what that takes."""
+        n = answers.shape[-1]
+        turns = torch.pi / (2 * n) * torch.arange(n, dtype=torch.float64, device=answers.device)
+        turned = answers * (_lengths(n, answers) * torch.exp(1j * turns)).to(answers.dtype.to_complex()).unsqueeze(-1)
+        found = 2 * n * torch.fft.ifft(turned, n=2 * n, dim=-2)[..., :n, :].real
+        operations = round(5 * math.log2(2 * n)) + 1  # of a fast transform, each number of 2n
+        return found, Work.of(elementwise(2 * n * n, operations), max(answers.shape[:-2].numel(), 1))
+
+
+def _lengths(n: int, like: Tensor) -> Tensor:
+    """c_k, which makes the cosine vectors' lengths one, float64 `[n]`."""
+    lengths = torch.full((n,), math.sqrt(2 / n), dtype=torch.float64, device=like.device)
+    lengths[0] = math.sqrt(1 / n)
+    return lengths
 
 
 @dataclass(frozen=True)
@@ -115,12 +165,13 @@ class ThermodynamicInverse(Solver[Inverse]):
 
     Args:
         machine: the machine.
-        readout: `UnitVectors` (driven solves, the default) or `Fluctuations` (covariance, as published).
+        readout: `CosineVectors` (driven solves, the default), `UnitVectors` (the same of unit vectors) or `Fluctuations`
+            (covariance, as published).
         equilibrate: scale to a unit diagonal before programming.
     """
 
     machine: Machine | Faulty
-    readout: UnitVectors | Fluctuations = field(default_factory=UnitVectors)
+    readout: CosineVectors | UnitVectors | Fluctuations = field(default_factory=CosineVectors)
     equilibrate: bool = True
 
     def prepare(
@@ -145,14 +196,15 @@ class ThermodynamicInverse(Solver[Inverse]):
             warm = self.readout.warm_start
             driven = self.machine.run(
                 held.programmed,
-                torch.eye(operator.size, dtype=held.root.dtype, device=held.root.device).expand_as(held.programmed.held),
+                self.readout.drives(held.programmed.held).expand_as(held.programmed.held),
                 schedule=schedule,
                 start=previous.carry if warm and previous is not None else None,
                 keep_end=warm,
                 generator=generator,
             )
-            raw, codes = 0.5 * (driven.mean + driven.mean.mT), outcome_of(driven, held.outcome)
-            work, carry = work + driven.work, driven.end
+            answers, transform = self.readout.inverse(driven.mean)
+            raw, codes = 0.5 * (answers + answers.mT), outcome_of(driven, held.outcome)
+            work, carry = work + driven.work + transform, driven.end
             clipped = driven.read_clipped + driven.drive_clipped
         inverse = held.root.unsqueeze(-1) * raw * held.root.unsqueeze(-2)
         finite = torch.isfinite(inverse).flatten(-2).all(-1)

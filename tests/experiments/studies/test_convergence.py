@@ -109,6 +109,23 @@ def test_further_baselines_are_tuned_and_run_like_the_first(tmp_path: Path) -> N
     )
 
 
+@pytest.mark.slow
+def test_the_quadratic_policy_may_be_the_contender(tmp_path: Path) -> None:
+    task = replace(STUDY, steps=2, seeds=1, bits=(8,), trials=4, contender="kfac-quadratic")
+    outcomes = task.run(tmp_path)
+    assert [one.tuned.choice.optimizer for one in outcomes] == ["adamw", *["kfac-quadratic"] * 3]
+    assert all(one.searched == ("damping",) for one in outcomes[1:])
+    text = convergence_page(task, outcomes).write(tmp_path / "page").read_text()
+    assert "takes over the digital one's first damping and searches it further, with at most" in text
+
+
+def test_a_contender_is_known_and_no_baseline_of_itself() -> None:
+    with pytest.raises(ValueError, match="there is no contender 'adamw'"):
+        replace(STUDY, contender="adamw")
+    with pytest.raises(ValueError, match="kfac-quadratic is the contender, so it cannot be a baseline"):
+        replace(STUDY, contender="kfac-quadratic", others=("kfac-quadratic",))
+
+
 def run(accuracies: Sequence[float], losses: Sequence[float]) -> Record:
     rows = [{"step": i, "loss": losses[i], "seconds": 0.0} for i in range(len(losses))]
     for i, value in enumerate(accuracies):

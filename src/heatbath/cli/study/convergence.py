@@ -21,6 +21,7 @@ def convergence(
     bits: Annotated[list[int] | None, typer.Option(help="Precisions of the machine. Default 8 and 12.")] = None,
     machine: Annotated[str | None, typer.Option(metavar="NAME|FILE.toml", help="Default tngd-2024.")] = None,
     baseline: Annotated[list[str] | None, typer.Option(help="Further baselines besides AdamW: sgd, nadamw, muon, …")] = None,
+    contender: Annotated[str, typer.Option(help="The K-FAC of the study: kfac or kfac-quadratic.")] = "kfac",
     trials: Annotated[int, typer.Option(help="Trials of each optimizer at most.")] = 40,
     jobs: Annotated[int, typer.Option(help="Trials side by side, each on one thread.")] = 1,
 ) -> None:
@@ -42,6 +43,7 @@ def convergence(
             eval_every=eval_every,
             others=tuple(baseline or ()),
             trials=trials,
+            contender=contender,
         )
         folder = runs or Path("runs") / f"convergence-{recipe}"
         terminal = console()

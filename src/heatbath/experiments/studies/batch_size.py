@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from heatbath.experiments.experiment import Experiment, Target, held_out_name
-from heatbath.experiments.optimizers import CURVED, Choice, choose
+from heatbath.experiments.optimizers import CURVED, SELF_PACED, Choice, choose
 from heatbath.experiments.records import Record
 from heatbath.experiments.runner import Ending
 from heatbath.experiments.studies.bench import Bench, Outcome, Setting, Watch, unwatched
@@ -46,6 +46,8 @@ class Contender:
     @property
     def axes(self) -> tuple[str, ...]:
         """What is searched."""
+        if self.optimizer in SELF_PACED:
+            return ("damping",)
         if self.optimizer in CURVED:
             return DIGITAL_AXES
         return ("lr", "momentum") if self.optimizer == "sgd" else BASELINE_AXES

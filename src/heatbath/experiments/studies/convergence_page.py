@@ -18,6 +18,10 @@ from heatbath.experiments.studies.searches import spread, trials_csv, tuning_tab
 from heatbath.experiments.tuned import RULE
 
 SMOOTH = 5  # losses of mini-batches that are averaged before they are compared
+TAKEN_OVER = {
+    "kfac": "damping and clip and searches its learning rate alone",
+    "kfac-quadratic": "first damping and searches it further",
+}
 
 
 def convergence_page(study: Convergence, outcomes: Sequence[Outcome]) -> Page:
@@ -197,7 +201,7 @@ def _verdict(level: Sequence[int | None], steps: int) -> str:
 
 def _setting(study: Convergence, outcomes: Sequence[Outcome]) -> list[str]:
     baseline = outcomes[0]
-    digital = next(outcome for outcome in outcomes if outcome.curved and not outcome.analog)
+    digital = next(outcome for outcome in outcomes if outcome.tuned.choice.optimizer == study.contender and not outcome.analog)
     analog = [outcome for outcome in outcomes if outcome.analog]
     judged = baseline.runs[0].target.metric.removeprefix("test ")
     lines = [f"Data: {line}." for line in data_lines([run for outcome in outcomes for run in outcome.runs])]
@@ -209,8 +213,8 @@ def _setting(study: Convergence, outcomes: Sequence[Outcome]) -> list[str]:
         "Search: compass search from the recipe's defaults on one lattice for all (half decades for learning rate, damping, "
         "clip and 1 − β₂, factors of two for 1 − β₁), until every neighbour of the best is worse."
     )
-    first_order = [outcome for outcome in outcomes if not outcome.curved]
-    had = ", ".join(f"{outcome.title} {outcome.tuned.trials}" for outcome in first_order)
+    baselines = [outcome for outcome in outcomes if outcome is not digital and not outcome.analog]
+    had = ", ".join(f"{outcome.title} {outcome.tuned.trials}" for outcome in baselines)
     lines.append(f"{digital.title} had {digital.tuned.trials} trials, {had}.")
     if any(outcome.tuned.near_edge for outcome in outcomes):
         lines.append(
@@ -219,8 +223,7 @@ def _setting(study: Convergence, outcomes: Sequence[Outcome]) -> list[str]:
     if analog:
         most = max(outcome.tuned.trials for outcome in analog)
         lines.append(
-            "Thermodynamic K-FAC takes over the digital one's damping and clip and searches its learning rate alone, with at "
-            f"most {most} trials each."
+            f"Thermodynamic K-FAC takes over the digital one's {TAKEN_OVER[study.contender]}, with at most {most} trials each."
         )
     lines.append(
         f"Runs: the best of each, from scratch on all training data, seeds 1 to {study.seeds}; with one seed all optimizers "
