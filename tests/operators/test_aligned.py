@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from heatbath.operators import empty_aligned, lies_alike, product
-from heatbath.operators.aligned import ROW
+from heatbath.operators.aligned import ROW, SHORT
 from tests.laws import noise
 
 
