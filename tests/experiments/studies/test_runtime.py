@@ -89,7 +89,7 @@ def test_cells_at_work_are_summed_over_machines_and_their_energy_is_that_of_the_
     assert 7.0 * cell_seconds(STEP, 10) == pytest.approx(analog)
 
 
-@pytest.mark.parametrize("name", ["inverse", "solve"])
+@pytest.mark.parametrize("name", ["solve", "crossbar"])  # reading an inverse takes a transform, dear on eight cells
 def test_a_cell_that_draws_the_break_even_power_costs_what_the_digital_side_costs(counted: list[Counted], name: str) -> None:
     steps = counted[0].steps
     watts = break_even_power(STUDY, counted[0], next(m for m in STUDY.methods if m.name == name))
