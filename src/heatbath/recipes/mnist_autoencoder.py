@@ -29,7 +29,8 @@ def mnist_autoencoder() -> Experiment:
             "adam": Hyper(lr=1e-3),
             "adamw": Hyper(lr=1e-3),
             "kfac": Hyper(lr=0.3, damping=1.0, kl_clip=100.0),
-            "kfac-quadratic": Hyper(lr=1.0, damping=0.1, momentum=0.0),
+            # Held-out error after 40 steps: 7.8; 9.0 with damping 0.1; AdamW as above 49.9.
+            "kfac-quadratic": Hyper(lr=1.0, damping=0.01, momentum=0.0),
         },
         batch_size=1000,
         steps=500,
