@@ -86,7 +86,16 @@ def test_a_study_run_again_repeats_nothing_and_a_lost_trial_is_made_anew(folder:
 def test_the_page_holds_what_the_records_hold(found: list[Scaling], tmp_path: Path) -> None:
     page = batch_size_page(STUDY, found).write(tmp_path / "page")
     names = {path.name for path in page.parent.iterdir()}
-    assert names == {"README.md", "result.json", "trials.csv", "steps.svg", "steps.csv", "examples.svg", "examples.csv"}
+    assert names == {
+        "README.md",
+        "index.html",
+        "result.json",
+        "trials.csv",
+        "steps.svg",
+        "steps.csv",
+        "examples.svg",
+        "examples.csv",
+    }
     text, result = page.read_text(), json.loads((page.parent / "result.json").read_text())
     for one, plain in zip(found, result["optimizers"], strict=True):
         assert one.title in text

@@ -47,7 +47,10 @@ def test_nothing_has_fewer_trials_than_digital_kfac(findings: Findings) -> None:
     assert [o.tuned.choice.optimizer for o in findings.tuning] == ["adamw", "sgd", "kfac", "kfac"]
     assert min(o.tuned.trials for o in (adam, sgd, huge)) >= digital.tuned.trials
     for outcome in findings.tuning:
-        best = min(outcome.tuning, key=final_loss)
+        worst: dict[str, Record] = {}  # over the seeds of each setting
+        for record in sorted(outcome.tuning, key=final_loss):
+            worst[json.dumps(record.header["choice"], sort_keys=True)] = record
+        best = min(worst.values(), key=final_loss)
         assert best.header["choice"] == outcome.tuned.choice.to_json()
 
 
@@ -100,7 +103,7 @@ def test_the_page_holds_what_the_records_hold(findings: Findings, tmp_path: Path
     page = quantization_page(STUDY, findings).write(tmp_path / "page")
     figures = {"bits", "sweeps", "anisotropy"} if findings.shares(findings.digital) else {"anisotropy"}
     names = {path.name for path in page.parent.iterdir()}
-    whole = {"README.md", "result.json", "trials.csv", "points.csv"}
+    whole = {"README.md", "index.html", "result.json", "trials.csv", "points.csv"}
     assert names == whole | {f"{name}.{end}" for name in figures for end in ("svg", "csv")}
     result = json.loads((page.parent / "result.json").read_text())
     rows = list(csv.DictReader(io.StringIO((page.parent / "points.csv").read_text())))
