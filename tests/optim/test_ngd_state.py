@@ -92,7 +92,7 @@ def test_a_group_that_comes_later_gets_the_defaults():
 
 def test_states_of_others_are_refused():
     optimizer = NGD(mlp(), fisher=ExactFisher(Gaussian()))
-    with pytest.raises(ValueError, match="this state_dict was not saved by NGD or TNGD"):
+    with pytest.raises(ValueError, match="this state_dict holds no curvature"):
         optimizer.load_state_dict(KFAC(mlp()).state_dict())
     with pytest.raises(ValueError, match=r"saved with the solver SmallSide\(Cholesky\(\)\), this optimizer has Conj"):
         NGD(mlp(), fisher=ExactFisher(Gaussian()), solver=ConjugateGradient()).load_state_dict(optimizer.state_dict())

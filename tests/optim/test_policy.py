@@ -1,8 +1,13 @@
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
-from heatbath.optim import Interval, KLClip, Policy
+import pytest
+import torch
+from torch import nn
+
+from heatbath.optim import KFAC, Interval, KLClip, Policy
+from tests.laws import noise
 
 
 def test_intervals_share_the_patience():
@@ -31,3 +36,25 @@ def test_options_out_of_range_are_refused(options, message):
 
 def test_the_default_trust_is_a_clip():
     assert Policy().trust == KLClip()
+
+
+def test_intervals_of_another_policy_count_from_the_next_step_on_and_the_past_is_kept():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    optimizer = KFAC(model, policy=Policy(factor_every=2, refresh_every=4, patience=0))
+
+    def refreshed(steps):
+        found = []
+        for _ in range(steps):
+            before = optimizer.report()["refreshes"]
+            optimizer.zero_grad()
+            model(noise(5, 3, seed=optimizer.steps)).square().mean().backward()
+            optimizer.step()
+            found.append(optimizer.report()["refreshes"] > before)
+        return found
+
+    assert refreshed(5) == [True, False, False, False, True]
+    optimizer.policy = replace(optimizer.policy, factor_every=1, refresh_every=3)
+    assert refreshed(6) == [False, False, True, False, False, True]  # steps 7 and 10: three after the last one, at 4
+    optimizer.policy = replace(optimizer.policy, refresh_every=10**9)
+    assert refreshed(4) == [False] * 4
+    assert torch.isfinite(next(model.parameters())).all()

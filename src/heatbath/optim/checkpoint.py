@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from heatbath.optim.stacks import Stack
 
 OWN = (  # attributes that make up an optimizer, beside torch's own; all others are found from these
-    *("model", "solver", "damping", "policy", "generator", "layout", "capture"),
+    *("model", "solver", "damping", "_policy", "generator", "layout", "capture"),
     *("steps", "_timetable", "_tally", "_warned", "_built"),
 )
 

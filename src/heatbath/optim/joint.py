@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from heatbath.curvature import Fisher, InputCapture, InputOnly, JacobianRoot, Passage, Reduction, Sighting, is_parallel, sight
 from heatbath.operators import Gram
+from heatbath.optim.base import CurvatureOptimizer, loss_of
 from heatbath.optim.coverage import Coverage, Covered
 from heatbath.optim.fallback import adam_step
 from heatbath.optim.heavy_ball import heavy_ball_step
@@ -27,10 +28,9 @@ from heatbath.optim.options import complete_group
 from heatbath.optim.scaling import loss_scale
 from heatbath.optim.tally import Tally
 from heatbath.solvers import Full, SmallSide, Solution, Solver, usable
-from heatbath.work import Work
 
 
-class JointNaturalGradient(torch.optim.Optimizer):
+class JointNaturalGradient(CurvatureOptimizer):
     """Natural gradient with the Gauss–Newton matrix of all trainable parameters together.
 
     Use a constructor, `NGD` or `TNGD`; this class is what they share. One line is added to an ordinary loop:
@@ -51,6 +51,8 @@ class JointNaturalGradient(torch.optim.Optimizer):
         TypeError: a Fisher that has no vectors at the outputs.
         ValueError: groups with different damping.
     """
+
+    KEY, OWN = "joint", OWN
 
     def __init__(
         self,
@@ -135,10 +137,7 @@ class JointNaturalGradient(torch.optim.Optimizer):
         adapt = self.policy.adapt
         if adapt is not None and evaluate is None:
             raise ValueError("damping adapts by the loss after a step: call step(evaluate=lambda: loss_fn(model(x), y))")
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         if not self._ready():
             return loss
         curvature, gradient = self._curvature(loss_scale(self).captured), self._gradient()
@@ -261,15 +260,6 @@ class JointNaturalGradient(torch.optim.Optimizer):
 
     # --- what it did, and its state ----------------------------------------------------------------------------------
 
-    @property
-    def work(self) -> Work:
-        """Everything this optimizer asked of hardware so far, passes through the model aside."""
-        return self._tally.work
-
-    def report(self) -> dict[str, float | str]:
-        """Outcomes, skipped and clipped steps, notes of the solver; waits for the device."""
-        return self._tally.report()
-
     def coverage(self) -> Coverage:
         """Which parameter is treated how."""
         kinds = {id(p): type(m).__name__ for m in self.model.modules() for p in m.parameters(recurse=False)}
@@ -280,25 +270,14 @@ class JointNaturalGradient(torch.optim.Optimizer):
         held = sum(t.numel() * t.element_size() for s in self.state.values() for t in s.values() if isinstance(t, Tensor))
         return Coverage(rows, {"state": held})
 
-    def state_dict(self) -> dict[str, Any]:  # Any: torch's own type
-        """Everything needed to go on bit-equal, once `step` is done."""
-        state = super().state_dict()
-        state["param_groups"][0]["joint"] = save(self)
-        return state
+    def _save(self) -> dict[str, Any]:  # Any: plain Python and tensors
+        return save(self)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # Any: torch's own type
-        """Restore from `state_dict`.
+    def _check(self, own: dict[str, Any]) -> None:  # Any: as above
+        check(self, own)
 
-        Raises:
-            ValueError: it is of another kind of optimizer, or of another solver.
-        """
-        joint = check(self, state_dict)
-        groups = [{k: v for k, v in group.items() if k != "joint"} for group in state_dict["param_groups"]]
-        super().load_state_dict({**state_dict, "param_groups": groups})
-        restore(self, joint)
-
-    def __getstate__(self) -> dict[str, Any]:  # Any: attributes
-        return {name: self.__dict__[name] for name in ("defaults", "state", "param_groups", *OWN)}
+    def _restore(self, own: dict[str, Any]) -> None:  # Any: as above
+        restore(self, own)
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # Any: attributes
         super().__setstate__(state)

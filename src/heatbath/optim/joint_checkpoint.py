@@ -33,22 +33,18 @@ def save(optimizer: JointNaturalGradient) -> dict[str, Any]:  # Any: plain Pytho
     return {"past": json.dumps(past), "memory": to_plain(optimizer._memory), "generator": generator}
 
 
-def check(optimizer: JointNaturalGradient, state_dict: dict[str, Any]) -> dict[str, Any]:  # Any: torch's own type
-    """What `save` put into a state_dict.
+def check(optimizer: JointNaturalGradient, joint: dict[str, Any]) -> None:  # Any: plain Python and tensors
+    """Whether what `save` made fits an optimizer.
 
     Raises:
-        ValueError: it is of another kind of optimizer, or of another solver.
+        ValueError: it was saved with another solver.
     """
-    joint: dict[str, Any] | None = next((g["joint"] for g in state_dict["param_groups"] if "joint" in g), None)  # Any: as above
-    if joint is None:
-        raise ValueError("this state_dict was not saved by NGD or TNGD")
     there, here = json.loads(joint["past"])["solver"], recipe(optimizer.solver)
     if there != here:
         raise ValueError(
             f"this state_dict was saved with the solver {there}, this optimizer has {here}: build it with the solver it was "
             "saved with"
         )
-    return joint
 
 
 def restore(optimizer: JointNaturalGradient, joint: dict[str, Any]) -> None:  # Any: plain Python and tensors

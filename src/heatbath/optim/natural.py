@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from heatbath.curvature import Capture, Reduction, Sharing, Site, is_parallel, piece
 from heatbath.layers import Rows
+from heatbath.optim.base import CurvatureOptimizer, loss_of
 from heatbath.optim.checkpoint import OWN, check_layout, enter, rehearse, restore, save
 from heatbath.optim.coverage import Coverage, describe
 from heatbath.optim.damping import Damping
@@ -31,13 +32,13 @@ from heatbath.optim.policy import Policy
 from heatbath.optim.proposal import Proposal, move, objective
 from heatbath.optim.renewal import Renewal, renew_averages
 from heatbath.optim.scaling import LossScale, loss_scale
+from heatbath.optim.schedule import Timetable
 from heatbath.optim.stacks import Stack
 from heatbath.optim.tally import Pass, Tally
 from heatbath.solvers import Solver, usable
-from heatbath.work import Work
 
 
-class NaturalGradient(torch.optim.Optimizer):
+class NaturalGradient(CurvatureOptimizer):
     """Layerwise natural gradient for a model, with AdamW for whatever has no curvature.
 
     Use a constructor such as `KFAC`; this class is what they share.
@@ -55,6 +56,8 @@ class NaturalGradient(torch.optim.Optimizer):
         scaler: the GradScaler that scales the loss, if any; needed only where something else than `scaler.step` calls `step`.
     """
 
+    KEY, OWN = "natural", OWN
+    _timetable: Timetable
     _step_supports_amp_scaling = True  # see `scaling`
     scaler: torch.amp.GradScaler | None = None
 
@@ -69,8 +72,8 @@ class NaturalGradient(torch.optim.Optimizer):
         policy: Policy,
         generator: torch.Generator | None = None,
     ) -> None:
-        self.solver, self.damping, self.policy, self.generator = solver, damping, policy, generator
         self._built = False
+        self.solver, self.damping, self.policy, self.generator = solver, damping, policy, generator
         super().__init__(list(groups), defaults)
         self.model = model
         self.steps = 0
@@ -78,6 +81,24 @@ class NaturalGradient(torch.optim.Optimizer):
         self._warned: set[str] = set()
         self._lay_out()
         self._built = True
+
+    @property
+    def policy(self) -> Policy:
+        """Everything about a step but solver and damping.
+
+        Another one counts from the next backward pass on; what decides which layers are treated, what of them is captured and
+        how stacks are cut (`rules`, `skip`, `sharing`, `fisher`, `max_dim`, `stagger`) from `refresh_layout()` on.
+        """
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: Policy) -> None:
+        self._policy = policy
+        if self._built:
+            past = self._timetable.to_plain()
+            self._timetable = policy.timetable([stack.cost for stack in self.stacks])
+            self._timetable.load_plain(past)
+            self._wake()
 
     # --- layout ------------------------------------------------------------------------------------------------------
 
@@ -174,6 +195,10 @@ class NaturalGradient(torch.optim.Optimizer):
         self.capture.forget()
         for stack in self.stacks:
             stack.sums.drop()
+        self._wake()
+
+    def _wake(self) -> None:
+        """Say who captures factors at the present step."""
         self.capture.resting = self.layout.wake(self._timetable.captures(self.steps))
         self.capture.enabled = len(self.capture.resting) < len(self.sites)
 
@@ -240,10 +265,7 @@ class NaturalGradient(torch.optim.Optimizer):
         """
         if self.policy.adapt is not None and evaluate is None:
             raise ValueError("damping adapts by the loss after a step: call step(evaluate=lambda: loss_fn(model(x), y))")
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         if not self.bring_up_to_date(loss_scale(self, self.scaler)):
             return loss
         adapt = self.policy.adapt
@@ -357,48 +379,22 @@ class NaturalGradient(torch.optim.Optimizer):
     # --- what it did, and its state ----------------------------------------------------------------------------------
 
     @property
-    def work(self) -> Work:
-        """Everything this optimizer asked of hardware so far, passes through the model aside."""
-        return self._tally.work
-
-    @property
     def passes(self) -> dict[Pass, int]:
         """Passes through the model beside forward and backward of the loss, by kind."""
         return dict(self._tally.passes)
-
-    def report(self) -> dict[str, float | str]:
-        """Refreshes, outcomes, skipped and clipped steps, notes of the solver; waits for the device."""
-        return self._tally.report()
 
     def coverage(self) -> Coverage:
         """Which layer is treated how, and the bytes of state held."""
         return describe(self.layout, self.model)
 
-    def state_dict(self) -> dict[str, Any]:  # Any: torch's own type
-        """Everything needed to go on bit-equal: groups, fallback state, factors, solver states, momentum, counters.
+    def _save(self) -> dict[str, Any]:  # Any: plain Python and tensors
+        return save(self)
 
-        Curvature lies in the first parameter group, where `torch.distributed.checkpoint` keeps it.
-        """
-        state = super().state_dict()
-        state["param_groups"][0]["natural"] = save(self)
-        return state
+    def _check(self, own: dict[str, Any]) -> None:  # Any: as above
+        check_layout(self, own)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # Any: torch's own type
-        """Restore from `state_dict`; dtypes of curvature stay as they were saved.
-
-        Raises:
-            ValueError: it is of another kind of optimizer, or of a model with other layers.
-        """
-        natural = next((g["natural"] for g in state_dict["param_groups"] if "natural" in g), None)
-        if natural is None:
-            raise ValueError("this state_dict holds no curvature: it was not saved by this kind of optimizer")
-        check_layout(self, natural)
-        groups = [{k: v for k, v in group.items() if k != "natural"} for group in state_dict["param_groups"]]
-        super().load_state_dict({**state_dict, "param_groups": groups})
-        restore(self, natural)
-
-    def __getstate__(self) -> dict[str, Any]:  # Any: attributes
-        return {name: self.__dict__[name] for name in ("defaults", "state", "param_groups", *OWN)}
+    def _restore(self, own: dict[str, Any]) -> None:  # Any: as above
+        restore(self, own)
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # Any: attributes
         super().__setstate__(state)
