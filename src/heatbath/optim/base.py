@@ -65,11 +65,11 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         """Its own state."""
 
     @abstractmethod
-    def _check(self, own: dict[str, Any]) -> None:  # Any: as above
+    def _check(self, own: dict[str, Any], /) -> None:  # Any: as above
         """Raise `ValueError` where a saved state does not fit, before anything is changed."""
 
     @abstractmethod
-    def _restore(self, own: dict[str, Any]) -> None:  # Any: as above
+    def _restore(self, own: dict[str, Any], /) -> None:  # Any: as above
         """Take over a saved state that fits."""
 
 

@@ -270,14 +270,7 @@ class JointNaturalGradient(CurvatureOptimizer):
         held = sum(t.numel() * t.element_size() for s in self.state.values() for t in s.values() if isinstance(t, Tensor))
         return Coverage(rows, {"state": held})
 
-    def _save(self) -> dict[str, Any]:  # Any: plain Python and tensors
-        return save(self)
-
-    def _check(self, own: dict[str, Any]) -> None:  # Any: as above
-        check(self, own)
-
-    def _restore(self, own: dict[str, Any]) -> None:  # Any: as above
-        restore(self, own)
+    _save, _check, _restore = save, check, restore
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # Any: attributes
         super().__setstate__(state)

@@ -387,14 +387,7 @@ class NaturalGradient(CurvatureOptimizer):
         """Which layer is treated how, and the bytes of state held."""
         return describe(self.layout, self.model)
 
-    def _save(self) -> dict[str, Any]:  # Any: plain Python and tensors
-        return save(self)
-
-    def _check(self, own: dict[str, Any]) -> None:  # Any: as above
-        check_layout(self, own)
-
-    def _restore(self, own: dict[str, Any]) -> None:  # Any: as above
-        restore(self, own)
+    _save, _check, _restore = save, check_layout, restore
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # Any: attributes
         super().__setstate__(state)

@@ -119,3 +119,7 @@ class Solver(ABC, Generic[State]):
     @abstractmethod
     def outcome(self, state: State) -> Tensor:
         """How `prepare` ended: int8 codes of `Outcome`, `[*stack]`."""
+
+    def explicit(self, state: State) -> Any | None:  # Any: an `Inverse`, which is made of what is here
+        """The `Inverse` that solving with a state comes to; None where solving does more than apply one."""
+        return None

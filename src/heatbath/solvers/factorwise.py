@@ -23,7 +23,6 @@ from heatbath.operators import (
     tree,
 )
 from heatbath.solvers.base import Outcome, Solution, Solver, usable
-from heatbath.solvers.guarded import Guarded, Watched
 from heatbath.solvers.inverse import Inverse, apply_inverse, apply_inverse_to_columns, invert_diagonal
 from heatbath.work import Work
 
@@ -90,7 +89,7 @@ class Factorwise(Solver[Sides]):
         self, state: Sides, rhs: Tensor, *, guess: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Solution:
         right = self._solve_side(state.right, rhs, generator)
-        inverse = explicit_inverse(self.inner, state.left)
+        inverse = self._inverse(state.left)
         if inverse is not None and rhs.ndim == inverse.outcome.ndim + 2:
             left = apply_inverse_to_columns(inverse, right.value)
         else:
@@ -105,9 +104,15 @@ class Factorwise(Solver[Sides]):
             state=replace(state, left=left.state or state.left, right=right.state or state.right) if changed else None,
         )
 
+    def _inverse(self, state: Any) -> Inverse | None:  # Any: any state
+        """What one side's state comes to; diagonals are inverted here, whatever the inner solver is."""
+        if isinstance(state, Inverse):
+            return state
+        return None if isinstance(state, Pieces) else self.inner.explicit(state)
+
     def _solve_side(self, state: Any, rhs: Tensor, generator: torch.Generator | None) -> Solution:
         """Solve one side for `[*stack, *batch, n]`."""
-        inverse = explicit_inverse(self.inner, state)
+        inverse = self._inverse(state)
         if inverse is not None:
             return apply_inverse(inverse, rhs)
         if isinstance(state, Pieces):
@@ -124,14 +129,6 @@ class Factorwise(Solver[Sides]):
             s.outcome if isinstance(s, Inverse | Pieces) else self.inner.outcome(s) for s in (state.left, state.right)
         )
         return worse(left, right)
-
-
-def explicit_inverse(solver: Solver[Any], state: Any) -> Inverse | None:  # Any: any state
-    """The inverse that solving with a state comes to, or None where solving does more than a digital product."""
-    if isinstance(state, Watched) and isinstance(solver, Guarded):
-        watched = state.fallback is not None or solver.residual_tolerance is not None
-        return None if watched or not isinstance(state.inner, Inverse) else replace(state.inner, outcome=state.outcome)
-    return state if isinstance(state, Inverse) else None
 
 
 def worse(a: Tensor, b: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ One flag per refresh and one per solve are read on the host, which on an acceler
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -183,6 +183,10 @@ class Guarded(Solver[Watched]):
 
     def outcome(self, state: Watched) -> Tensor:
         return state.outcome
+
+    def explicit(self, state: Watched) -> Inverse | None:
+        watched = state.fallback is not None or self.residual_tolerance is not None
+        return None if watched or not isinstance(state.inner, Inverse) else replace(state.inner, outcome=state.outcome)
 
 
 def overshoot(inverse: Operator, operator: Operator) -> tuple[Tensor, Work]:

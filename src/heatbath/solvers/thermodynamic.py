@@ -27,8 +27,8 @@ SETTLE_TAUS = 50.0  # where a machine states none: "about 50 τ", Donatella et a
 
 
 @dataclass(frozen=True)
-class UnitVectors:
-    """Read an inverse as n driven solves of unit vectors; noise enters the mean only, so there is no sampling floor.
+class Driven:
+    """Read an inverse as n driven solves; noise enters the mean only, so there is no sampling floor.
 
     Args:
         schedule: for each of the n drives; None: `default_schedule`.
@@ -37,6 +37,11 @@ class UnitVectors:
 
     schedule: Schedule | None = None
     warm_start: bool = False
+
+
+@dataclass(frozen=True)
+class UnitVectors(Driven):
+    """Drive the unit vectors: the answers are the inverse, and nothing is left to do digitally."""
 
     def drives(self, like: Tensor) -> Tensor:
         """What is driven, one after the other, `[n, n]`, for machines that hold matrices `like`."""
@@ -48,22 +53,15 @@ class UnitVectors:
 
 
 @dataclass(frozen=True)
-class CosineVectors:
-    """Read an inverse as n driven solves of the cosine transform's vectors, and transform the answers back digitally.
+class CosineVectors(Driven):
+    """Drive the cosine transform's vectors, and transform the answers back digitally.
 
     A unit vector's answer is a peak beside small entries, and the read converter's range goes by the peak. Where k features
     share an eigenvalue far above the rest, M⁻¹ has entries of about −1/k beside the peak. They are read as zero once
     k > 2^bits, and the inverse as read is too large along that direction by as much as the eigenvalue stands out, or negative.
     The answers to waves have no peak, so rounding acts as noise, whose norm does not grow with n. It costs n² log n digital
     operations, and drives are rounded, which unit vectors are not.
-
-    Args:
-        schedule: for each of the n drives; None: `default_schedule`.
-        warm_start: start each drive where the last inverse ended.
     """
-
-    schedule: Schedule | None = None
-    warm_start: bool = False
 
     def drives(self, like: Tensor) -> Tensor:
         """C_ki = c_k cos(π k (i + ½)/n), orthonormal rows `[n, n]`, for machines that hold matrices `like`."""

@@ -55,9 +55,8 @@ class WarmStarted(Solver[Inverse]):
         residual = torch.eye(n, dtype=operator.matrix.dtype, device=operator.matrix.device) - operator @ state.operator.dense()
         measured = Work.of(matmul(n, n, n), members(operator)) + Work.of(elementwise(n * n, 2), members(operator))
         size = residual.flatten(-2).norm(dim=-1) / math.sqrt(n)
-        return replace(
-            state, residual=size, symmetric=False
-        ), work + measured  # as a warm start's, so that members of both can be mixed
+        mixable = replace(state, residual=size, symmetric=False)  # as a warm start's is, so that members of both can be mixed
+        return mixable, work + measured
 
     def solve(
         self, state: Inverse, rhs: Tensor, *, guess: Tensor | None = None, generator: torch.Generator | None = None
