@@ -53,8 +53,8 @@ def test_ece_of_calibrated_predictions_is_the_mean_distance_of_coins():
 
 def test_chance_is_the_exact_mean_distance_up_to_the_error_of_gaussian_bins():
     """S of a bin and a Gaussian of its σ lie at most 2 E|S* − S| apart in L1, S* of zero bias (Goldstein 2007, doi
-    10.1214/009117906000001123), and so do their mean distances from 0. S* has one coin of a bin, chosen by its variance, uniform
-    on [−c, 1 − c]; of all couplings the nearest leaves E|S* − S| = Σ c(1 − c) (c² + (1 − c)²)/2σ².
+    10.1214/009117906000001123), and so do their mean distances from 0. S* has one coin of a bin, chosen by its variance,
+    uniform on [−c, 1 − c]; of all couplings the nearest leaves E|S* − S| = Σ c(1 − c) (c² + (1 − c)²)/2σ².
     """
     p, labels = drawn(n=20_000)
     bins = bins_of(p)
