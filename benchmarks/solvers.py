@@ -7,7 +7,7 @@ Matrices have log-spaced eigenvalues and random eigenvectors. An error is the Fr
 float64 solution over that of the solution, and, over several matrices, the root mean square. Machine time is what
 the jobs say: settling and reading, programming and transfer apart. Four questions:
 
-routes      the mean (n driven unit vectors) against the covariance, at equal machine time, for three noise levels
+routes      the mean (n driven cosine vectors) against the covariance, at equal machine time, for three noise levels
 crossbar    the noise-free closed loop against the thermodynamic solve, at equal bits and equal settling time
 products    conjugate gradients against refinement on the machine, at equal products with the matrix, and priced
 table       every solver on the same matrices
@@ -34,6 +34,7 @@ from heatbath.solvers import (
     Blocked,
     Cholesky,
     ConjugateGradient,
+    CosineVectors,
     Crossbar,
     Eigen,
     Fluctuations,
@@ -93,7 +94,7 @@ def routes(n: int = 32, condition: float = 10.0) -> dict[str, Any]:  # Any: JSON
     rows = []
     for taus in (1e3, 3e3, 1e4, 3e4, 1e5, 3e5):
         share = taus * TAU / n
-        mean = UnitVectors(Schedule(burn_in=0.5 * share, duration=0.5 * share))
+        mean = CosineVectors(Schedule(burn_in=0.5 * share, duration=0.5 * share))
         burn_in = min(0.1 * taus, 100.0)
         covariance = Fluctuations(reads=int(taus - burn_in), interval=TAU, burn_in=burn_in * TAU)
         for noise in (1e-3, 1e-2, 1e-1):
@@ -188,6 +189,8 @@ def table(n: int = 256, rows: int = 256, condition: float = 100.0) -> dict[str, 
         "`NewtonSchulz(20)`": NewtonSchulz(20),
         "`ThermodynamicSolve`, 8 bits": ThermodynamicSolve(machine, schedule),
         "`ThermodynamicSolve`, 12 bits": solve12,
+        "`ThermodynamicInverse(CosineVectors)`, 8 bits": ThermodynamicInverse(machine, CosineVectors(schedule)),
+        "`ThermodynamicInverse(CosineVectors)`, 12 bits": ThermodynamicInverse(fine, CosineVectors(schedule)),
         "`ThermodynamicInverse(UnitVectors)`, 12 bits": ThermodynamicInverse(fine, UnitVectors(schedule)),
         "`ThermodynamicInverse(Fluctuations)`, 12 bits, the same time": ThermodynamicInverse(
             fine, Fluctuations(reads=25_000, interval=schedule.seconds * n / 25_000, burn_in=schedule.burn_in)

@@ -139,7 +139,7 @@ def kfac_pytorch(model: nn.Module, *, factors: int, inverses: int, method: str =
 
 
 def emulated() -> Solver[Any]:
-    """The machine of arXiv 2405.13817 by its fast law, its inverse read by unit vectors."""
+    """The machine of arXiv 2405.13817 by its fast law, its inverse read by cosine vectors, the default."""
     return ThermodynamicInverse(Machine(presets()["tngd-2024"], tolerance=1e9))
 
 

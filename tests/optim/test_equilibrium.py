@@ -126,7 +126,8 @@ def test_work_of_a_machine_is_three_settlings_an_example_and_the_weights_once() 
     spread = trainer.machine_work(10, SPEC, machines=4)
     assert spread.analog_seconds == pytest.approx(work.analog_seconds)
     assert spread.programmings == 4
-    assert max(job.drives for job in spread.jobs) == 9
+    assert max(job.drives for job in spread.jobs) == 3
+    assert spread.conversions == work.conversions == 10 * (3 * (3 + 2) + 2 * 7)  # in at every settling, out at two
 
 
 def test_work_of_an_emulation_counts_the_products_of_its_sweeps() -> None:

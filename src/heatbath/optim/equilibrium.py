@@ -155,20 +155,19 @@ class EquilibriumPropagation:
             raise ValueError(f"the examples need at least one machine, got {machines}")
         weights = sum(layer.weight.numel() for layer in self.layers) + units
         upload = Job(spec.name, cells, upload_bits=float(weights * (spec.matrix_bits or 32)))
-        drives = 3 * -(-batch // machines)
+        drives = -(-batch // machines)
         moved = self.layers[0].in_features + self.layers[-1].out_features
-        relax = Job(
+        relax = Job(  # a drive is an example: three settlings, of which the nudged two are read
             spec.name,
             cells,
             drives=drives,
-            drive_bits=float(moved * (spec.drive_bits or 32)),
-            read_bits=float(units * (spec.read_bits or 32)) * 2 / 3,
-            settle_seconds=(spec.settle_taus or SETTLE_TAUS) * spec.time_constant,
-            conversions_in=moved,
-            conversions_out=units,
+            drive_bits=3.0 * moved * (spec.drive_bits or 32),
+            read_bits=2.0 * units * (spec.read_bits or 32),
+            settle_seconds=3 * (spec.settle_taus or SETTLE_TAUS) * spec.time_constant,
+            conversions_in=3 * moved,
+            conversions_out=2 * units,
         )
-        count = 3 * batch / drives
-        return Work.of(upload, min(machines, batch)) + Work.of(relax, count) + self._gradient_work(batch)
+        return Work.of(upload, min(machines, batch)) + Work.of(relax, batch / drives) + self._gradient_work(batch)
 
     def _product(self, index: int, batch: int) -> Kernel:
         layer = self.layers[index]

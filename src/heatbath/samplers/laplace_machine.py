@@ -7,7 +7,8 @@ In the eigenbasis of B alone it falls into O blocks, one for each row of the rot
 
 so a fleet of O machines with I cells each samples the posterior itself, exact damping included; the digital side
 diagonalizes B and turns the readings. The smaller side is the one that is diagonalized. Each M_o is scaled to a unit
-diagonal first. Its slowest mode then relaxes within τ · max diag(M_o)/δ, a bound that needs no spectrum.
+diagonal D first. Its slowest mode then relaxes within τ · max D/δ, as xᵀM_o x ≥ δ xᵀx ≥ (δ/max D) xᵀD x: a bound that needs
+no spectrum. It is one of M_o: rounding may hold a matrix whose slowest mode is slower, short of indefinite.
 """
 
 from __future__ import annotations
