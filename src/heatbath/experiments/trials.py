@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 
 from heatbath.experiments.checkpoint import check_folder
+from heatbath.experiments.choice import Choice
 from heatbath.experiments.experiment import Experiment, on_held_out_data
-from heatbath.experiments.optimizers import Choice
 from heatbath.experiments.records import Record, RunFiles, read_record
 from heatbath.experiments.runner import Ending, RunOptions, run
 from heatbath.experiments.tensorboard import TensorBoardLog

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch
 
+from heatbath.experiments.choice import Choice
 from heatbath.experiments.experiment import Hyper
-from heatbath.experiments.optimizers import SELF_PACED, Choice
+from heatbath.experiments.optimizers import SELF_PACED
 from heatbath.experiments.records import Record
 from heatbath.experiments.trials import Recipe, Trial, run_trials
 from heatbath.experiments.tuned import RESULT, Tuned, pick, write_result

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from heatbath.experiments.choice import Choice
 from heatbath.experiments.experiment import Experiment, Target, held_out_name
-from heatbath.experiments.optimizers import CURVED, SELF_PACED, Choice, choose
+from heatbath.experiments.optimizers import CURVED, SELF_PACED, choose
 from heatbath.experiments.records import Record
 from heatbath.experiments.runner import Ending
 from heatbath.experiments.studies.bench import Bench, Outcome, Setting, Watch, unwatched

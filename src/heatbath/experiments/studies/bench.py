@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from heatbath.experiments.choice import Choice
 from heatbath.experiments.compass import Compass, compass
-from heatbath.experiments.optimizers import CURVED, Choice
+from heatbath.experiments.optimizers import CURVED
 from heatbath.experiments.records import Record
 from heatbath.experiments.runner import Ending
 from heatbath.experiments.trials import Recipe, Trial, run_trials

@@ -18,7 +18,8 @@ from itertools import product
 from pathlib import Path
 
 from heatbath.costs import Bill, Digital
-from heatbath.experiments.optimizers import THERMODYNAMIC, Choice, choose
+from heatbath.experiments.choice import Choice
+from heatbath.experiments.optimizers import THERMODYNAMIC, choose
 from heatbath.experiments.records import Record
 from heatbath.experiments.studies.networks import shapes_of
 from heatbath.experiments.studies.runtime import count, methods, with_time_constant

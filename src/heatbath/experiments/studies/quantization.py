@@ -25,7 +25,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 
-from heatbath.experiments.optimizers import Choice, choose, machine_spec
+from heatbath.experiments.choice import Choice
+from heatbath.experiments.optimizers import choose, machine_spec
 from heatbath.experiments.records import Record, Row
 from heatbath.experiments.runner import Ending
 from heatbath.experiments.studies.bench import Bench, Outcome, Setting, Watch, unwatched
