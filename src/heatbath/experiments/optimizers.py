@@ -38,18 +38,9 @@ def _solver(choice: Choice) -> Solver[Any]:  # Any: any state
 
 
 def _kfac(model: nn.Module, choice: Choice, terms: LossTerms, generator: torch.Generator) -> torch.optim.Optimizer:
-    h = choice.hyper
-    assert h.damping is not None and h.kl_clip is not None  # filled in by choose()
-    return KFAC(
-        model,
-        lr=h.lr,
-        damping=h.damping,
-        momentum=h.momentum,
-        weight_decay=h.weight_decay,
-        solver=_solver(choice),
-        policy=Policy(trust=KLClip(h.kl_clip), reduction=terms.reduction, fisher=terms.fisher),
-        generator=generator,
-    )
+    assert choice.hyper.kl_clip is not None  # filled in by choose()
+    policy = Policy(trust=KLClip(choice.hyper.kl_clip), reduction=terms.reduction, fisher=terms.fisher)
+    return _layerwise(model, choice, policy, generator)
 
 
 def _kfac_quadratic(model: nn.Module, choice: Choice, terms: LossTerms, generator: torch.Generator) -> torch.optim.Optimizer:
@@ -57,7 +48,20 @@ def _kfac_quadratic(model: nn.Module, choice: Choice, terms: LossTerms, generato
 
     The Fisher matrix is sampled afresh at every step, as there, unless the task says another that observes outputs.
     """
-    h, likelihood = choice.hyper, _likelihood(choice, terms)
+    likelihood = _likelihood(choice, terms)
+    policy = Policy(
+        factor_every=1,
+        quadratic=QuadraticModel(likelihood),
+        adapt=LevenbergMarquardt(),
+        fisher=terms.fisher if terms.fisher.observes else SampledFisher(likelihood),
+        reduction=terms.reduction,
+    )
+    return _layerwise(model, choice, policy, generator)
+
+
+def _layerwise(model: nn.Module, choice: Choice, policy: Policy, generator: torch.Generator) -> torch.optim.Optimizer:
+    """K-FAC by the solver of a choice."""
+    h = choice.hyper
     assert h.damping is not None  # filled in by choose()
     return KFAC(
         model,
@@ -66,20 +70,14 @@ def _kfac_quadratic(model: nn.Module, choice: Choice, terms: LossTerms, generato
         momentum=h.momentum,
         weight_decay=h.weight_decay,
         solver=_solver(choice),
-        policy=Policy(
-            factor_every=1,
-            quadratic=QuadraticModel(likelihood),
-            adapt=LevenbergMarquardt(),
-            fisher=terms.fisher if terms.fisher.observes else SampledFisher(likelihood),
-            reduction=terms.reduction,
-        ),
+        policy=policy,
         generator=generator,
     )
 
 
 def _ngd(model: nn.Module, choice: Choice, terms: LossTerms, generator: torch.Generator) -> torch.optim.Optimizer:
     """NGD with one sampled row for each term of the loss; the small side is solved where the solver knows dense matrices."""
-    h, size = choice.hyper, sum(p.numel() for p in model.parameters() if p.requires_grad)
+    h, size = choice.hyper, _size(model)
     assert h.damping is not None and h.kl_clip is not None  # filled in by choose()
     if size > NGD_LIMIT and choice.solver != "conjugate-gradient":
         raise ValueError(
@@ -103,7 +101,7 @@ def _ngd(model: nn.Module, choice: Choice, terms: LossTerms, generator: torch.Ge
 def _tngd(model: nn.Module, choice: Choice, terms: LossTerms, generator: torch.Generator) -> torch.optim.Optimizer:
     h = choice.hyper
     assert h.damping is not None and h.kl_clip is not None and choice.machine is not None  # filled in by choose()
-    size = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    size = _size(model)
     if size > LIMIT:
         raise ValueError(
             f"tngd needs a cell for each parameter and is emulated up to {LIMIT:,}, this model has {size:,}: use "
@@ -118,6 +116,11 @@ def _tngd(model: nn.Module, choice: Choice, terms: LossTerms, generator: torch.G
         policy=TNGDPolicy(trust=KLClip(h.kl_clip), reduction=terms.reduction),
         generator=generator,
     )
+
+
+def _size(model: nn.Module) -> int:
+    """How many numbers are trained."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def _likelihood(choice: Choice, terms: LossTerms) -> Likelihood:
@@ -218,10 +221,7 @@ def choose(
         if solver not in SOLVERS_OF[optimizer]:
             raise ValueError(f"{optimizer} takes --solver {' or '.join(SOLVERS_OF[optimizer])}, got {solver}")
     if solver not in THERMODYNAMIC and (machine is not None or bits is not None):
-        raise ValueError(
-            f"{'--machine' if machine is not None else '--bits'} has no meaning without a thermodynamic solver: "
-            f"add --solver {' or '.join(sorted(THERMODYNAMIC))}"
-        )
+        raise ValueError(_without_machine("--bits" if machine is None else "--machine"))
     default = experiment.hyper.get(optimizer, FALLBACK_HYPER[optimizer])
     clip = KLClip().kappa if default.kl_clip is None else default.kl_clip
     hyper = replace(
@@ -258,10 +258,7 @@ def choose_all(
     if solvers and not curved:
         raise ValueError(f"--solver has no meaning for {', '.join(optimizers)}: add --optimizer {' or '.join(sorted(CURVED))}")
     if (machine is not None or bits) and not thermal:
-        raise ValueError(
-            f"{'--machine' if machine is not None else '--bits'} has no meaning without a thermodynamic solver: "
-            f"add --solver {' or '.join(sorted(THERMODYNAMIC))}"
-        )
+        raise ValueError(_without_machine("--bits" if machine is None else "--machine"))
     found = []
     for name in optimizers:
         for solver in solvers_for(name, solvers) if name in CURVED else [None]:
@@ -271,6 +268,10 @@ def choose_all(
             else:
                 found.append(choose(experiment, name, solver=solver))
     return list({choice.label: choice for choice in found}.values())
+
+
+def _without_machine(option: str) -> str:
+    return f"{option} has no meaning without a thermodynamic solver: add --solver {' or '.join(sorted(THERMODYNAMIC))}"
 
 
 def solvers_for(optimizer: str, solvers: Sequence[str] | None) -> list[str]:
