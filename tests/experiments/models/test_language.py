@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heatbath.experiments.language_models import (
+from heatbath.experiments.models.language import (
     GPT,
     Block,
     CharacterLSTM,

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatbath.experiments.data.graphs import Graphs
-from heatbath.experiments.graph_models import (
+from heatbath.experiments.models.graph import (
     GCN,
     Categories,
     EntryDropout,
