@@ -16,14 +16,7 @@ from heatbath.experiments.models.language import (
     perplexity,
 )
 
-
-@pytest.fixture(autouse=True)
-def _double() -> object:
-    torch.set_default_dtype(torch.float64)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("seeded_doubles")
 
 
 def gpt() -> GPT:
