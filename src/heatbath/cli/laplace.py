@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from heatbath.cli import options
 from heatbath.cli.terminal import INTERRUPTED, complain, console, display, mistakes, unused
 
 
@@ -20,7 +21,7 @@ def laplace(
     machine: Annotated[
         str | None, typer.Option(metavar="NAME|FILE.toml", help="Draw weights on this machine, too; it needs noise.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Updates in all; by default the recipe's.")] = None,
+    steps: options.RunSteps = None,
     seed: Annotated[int, typer.Option(help="Seed of the start, the batches and the draws.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder; by default runs/laplace-RECIPE, numbered.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out, or use what is there.")] = False,
@@ -44,12 +45,12 @@ def laplace(
         emulated = None if machine is None else Machine(machine_spec(machine, None))
         experiment = uncertainty.few_examples(whole, examples)
         files = RunFiles(out or unused(Path("runs") / f"laplace-{recipe}"))
-        options = RunOptions(steps=whole.steps if steps is None else steps, seed=seed, resume=resume)
+        how = RunOptions(steps=whole.steps if steps is None else steps, seed=seed, resume=resume)
         dataset, choice = experiment.source.load(), choose(experiment, "kfac")
         with display(terminal) as (watch, notice):
             watchers = watch(choice, files)
             record = run(
-                *(experiment, choice), options=options, files=files, dataset=dataset, watchers=watchers, on_interrupt=notice
+                *(experiment, choice), options=how, files=files, dataset=dataset, watchers=watchers, on_interrupt=notice
             )
         if record.ended != "finished":
             complain(f"the training {record.ended}: {record.events[-1]['message']}; --resume --out {files.folder} goes on")

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from heatbath.cli import options
 from heatbath.cli.terminal import console, mistakes, trial_bar
 
 
 def design(
-    recipe: Annotated[str, typer.Argument(help="What to train; see `heatbath recipes`.")] = "digits-mlp",
+    recipe: options.Recipe = "digits-mlp",
     seconds: Annotated[float | None, typer.Option(help="Budget: seconds a step.")] = None,
     joules: Annotated[float | None, typer.Option(help="Budget: joules a step; the machine must state its energies.")] = None,
     slowdown: Annotated[float | None, typer.Option(help="Budget: time of a step over the best digital K-FAC's.")] = None,
@@ -20,11 +21,11 @@ def design(
     keep: Annotated[float, typer.Option(help="Share of the steps saved that must be kept.")] = 0.8,
     fallback: Annotated[float, typer.Option(help="Share of blocks a machine may hand to the digital side.")] = 0.0,
     seeds: Annotated[int, typer.Option(help="Runs of each.")] = 2,
-    steps: Annotated[int | None, typer.Option(help="Updates of every run; by default the recipe's.")] = None,
+    steps: options.TrialSteps = None,
     machine: Annotated[str, typer.Option(metavar="NAME|FILE.toml", help="All but bits, settling and τ.")] = "tngd-2024",
-    runs: Annotated[Path | None, typer.Option(help="Folder of records and counts. Default runs/design-RECIPE.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the page; by default the folder page inside --runs.")] = None,
-    jobs: Annotated[int, typer.Option(help="Trials side by side, each on one thread.")] = 1,
+    runs: options.Trials = None,
+    out: options.Page = None,
+    jobs: options.Jobs = 1,
 ) -> None:
     """Bits, settling time, τ and number of the cheapest machines that keep K-FAC's benefit within a budget."""
     with mistakes():

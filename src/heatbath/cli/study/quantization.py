@@ -7,16 +7,17 @@ from typing import Annotated
 
 import typer
 
+from heatbath.cli import options
 from heatbath.cli.terminal import console, mistakes, trial_bar
 
 
 def quantization(
-    recipe: Annotated[str, typer.Argument(help="What to train; see `heatbath recipes`.")],
-    runs: Annotated[Path | None, typer.Option(help="Folder of the trials' records. Default runs/quantization-RECIPE.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the page; by default the folder page inside --runs.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Updates of every trial and run; by default the recipe's.")] = None,
+    recipe: options.Recipe,
+    runs: options.Trials = None,
+    out: options.Page = None,
+    steps: options.TrialSteps = None,
     seeds: Annotated[int, typer.Option(help="Runs of every point.")] = 2,
-    batch_size: Annotated[int | None, typer.Option(help="Training examples per step; by default the recipe's.")] = None,
+    batch_size: options.BatchSize = None,
     trials: Annotated[int, typer.Option(help="The most trials of one search.")] = 40,
     search_seeds: Annotated[int, typer.Option(help="Runs of every trial, of which the worst counts.")] = 3,
     matrix_bits: Annotated[list[int] | None, typer.Option(help="Bits of a matrix entry. Default 4, 6, 8, 12.")] = None,
@@ -27,8 +28,8 @@ def quantization(
         list[str] | None,
         typer.Option(help="What to vary alone: noise, settling, mismatch, drift, drive, or none. Default all."),
     ] = None,
-    machine: Annotated[str | None, typer.Option(metavar="NAME|FILE.toml", help="Default tngd-2024.")] = None,
-    jobs: Annotated[int, typer.Option(help="Trials side by side, each on one thread.")] = 1,
+    machine: options.StudiedMachine = None,
+    jobs: options.Jobs = 1,
 ) -> None:
     """Matrix bits, read bits and damping together, then noise, settling, mismatch and drift alone: what K-FAC keeps."""
     with mistakes():
