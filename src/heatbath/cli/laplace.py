@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from heatbath.cli import options
-from heatbath.cli.terminal import INTERRUPTED, complain, console, display, mistakes, unused
+from heatbath.cli.terminal import INTERRUPTED, complain, console, display, mistakes, named_recipe, unused
 
 
 def laplace(
@@ -32,16 +32,15 @@ def laplace(
 
         from heatbath.experiments import RunFiles, RunOptions, choose, run, uncertainty
         from heatbath.experiments.environment import command
-        from heatbath.experiments.optimizers import known, machine_spec
+        from heatbath.experiments.optimizers import machine_spec
         from heatbath.experiments.plots import save_figure
         from heatbath.experiments.tables import text_table
         from heatbath.experiments.uncertainty_plots import uncertainty_figure
         from heatbath.machines import Machine
-        from heatbath.recipes import recipes
 
         if resume and out is None:
             raise ValueError("--resume goes on with the run in a folder: say which with --out")
-        terminal, whole = console(), recipes()[known(recipe, recipes(), "recipe")]
+        terminal, whole = console(), named_recipe(recipe)()
         emulated = None if machine is None else Machine(machine_spec(machine, None))
         experiment = uncertainty.few_examples(whole, examples)
         files = RunFiles(out or unused(Path("runs") / f"laplace-{recipe}"))

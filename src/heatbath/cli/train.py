@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from heatbath.cli import options
-from heatbath.cli.terminal import console, display, mistakes, named_device, present, unused
+from heatbath.cli.terminal import console, display, mistakes, named_device, named_recipe, present, unused
 
 
 def train(
@@ -40,12 +40,10 @@ def train(
     """Train a recipe; options mean the same for every recipe. Writes a record, checkpoints, TensorBoard files and a report."""
     with mistakes():
         from heatbath.experiments import RunFiles, RunOptions, choose, run
-        from heatbath.experiments.optimizers import known
         from heatbath.experiments.tuned import tuned_choice
-        from heatbath.recipes import recipes
 
         terminal = console()
-        experiment = recipes()[known(recipe, recipes(), "recipe")]
+        experiment = named_recipe(recipe)()
         choice = choose(experiment, optimizer, solver=solver, machine=machine, bits=bits, lr=lr, damping=damping)
         if tuned is not None:
             if lr is not None or damping is not None:

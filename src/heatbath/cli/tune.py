@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from heatbath.cli import options
-from heatbath.cli.terminal import console, mistakes, named_device, trial_bar
+from heatbath.cli.terminal import console, mistakes, named_device, named_recipe, trial_bar
 
 
 def tune(
@@ -36,14 +36,12 @@ def tune(
     training data, never on the test split. `heatbath train RECIPE --tuned DIR` uses what was found.
     """
     with mistakes():
-        from heatbath.experiments.optimizers import choose_all, known
+        from heatbath.experiments.optimizers import choose_all
         from heatbath.experiments.tables import text_table
         from heatbath.experiments.tuned import RESULT, RULE, tuned_table
         from heatbath.experiments.tuning import Search, search
-        from heatbath.recipes import recipe_functions
 
-        functions = recipe_functions()
-        function = functions[known(recipe, functions, "recipe")]
+        function = named_recipe(recipe)
         experiment = function()
         choices = choose_all(experiment, optimizer, solvers=solver, machine=machine, bits=bits)
         how = Search(

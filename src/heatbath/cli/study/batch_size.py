@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from heatbath.cli import options
-from heatbath.cli.terminal import console, mistakes, trial_bar
+from heatbath.cli.terminal import answer, mistakes, named_recipe
 
 
 def batch_size(
@@ -32,12 +32,9 @@ def batch_size(
     """Steps to a target against batch size: SGD, Adam, K-FAC and thermodynamic K-FAC, each tuned at each."""
     with mistakes():
         from heatbath.experiments.experiment import Target
-        from heatbath.experiments.optimizers import known
         from heatbath.experiments.studies import BatchSize, Contender, Setting, batch_size_page
-        from heatbath.recipes import recipe_functions
 
-        functions = recipe_functions()
-        function = functions[known(recipe, functions, "recipe")]
+        function = named_recipe(recipe)
         task = function()
         name = task.target.metric if metric is None else metric
         higher = task.target.higher if name == task.target.metric else not name.endswith(("loss", "error"))
@@ -54,8 +51,4 @@ def batch_size(
             trials=trials,
         )
         folder = runs or Path("runs") / f"batch-size-{recipe}"
-        terminal = console()
-        with trial_bar(terminal, total=None) as watch:
-            found = study.run(folder, jobs=jobs, watch=watch)
-        page = batch_size_page(study, found).write(out or folder / "page")
-        terminal.print(f"page: {page}", highlight=False, soft_wrap=True)
+        answer(lambda watch: batch_size_page(study, study.run(folder, jobs=jobs, watch=watch)), out or folder / "page")

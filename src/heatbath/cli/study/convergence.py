@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from heatbath.cli import options
-from heatbath.cli.terminal import console, mistakes, trial_bar
+from heatbath.cli.terminal import answer, mistakes, named_recipe
 
 
 def convergence(
@@ -28,12 +28,9 @@ def convergence(
 ) -> None:
     """Steps and time of AdamW, other baselines, digital and thermodynamic K-FAC, each tuned on held-out training data."""
     with mistakes():
-        from heatbath.experiments.optimizers import known
         from heatbath.experiments.studies import Convergence, convergence_page
-        from heatbath.recipes import recipe_functions
 
-        functions = recipe_functions()
-        function = functions[known(recipe, functions, "recipe")]
+        function = named_recipe(recipe)
         study = Convergence(
             function,
             steps=function().steps if steps is None else steps,
@@ -47,8 +44,4 @@ def convergence(
             contender=contender,
         )
         folder = runs or Path("runs") / f"convergence-{recipe}"
-        terminal = console()
-        with trial_bar(terminal, total=None) as watch:
-            outcomes = study.run(folder, jobs=jobs, watch=watch)
-        page = convergence_page(study, outcomes).write(out or folder / "page")
-        terminal.print(f"page: {page}", highlight=False, soft_wrap=True)
+        answer(lambda watch: convergence_page(study, study.run(folder, jobs=jobs, watch=watch)), out or folder / "page")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from heatbath.cli import options
-from heatbath.cli.terminal import console, mistakes, trial_bar
+from heatbath.cli.terminal import answer, mistakes, named_recipe
 
 
 def design(
@@ -30,15 +30,12 @@ def design(
     """Bits, settling time, τ and number of the cheapest machines that keep K-FAC's benefit within a budget."""
     with mistakes():
         from heatbath.costs import h100, h100_bf16
-        from heatbath.experiments.optimizers import known
         from heatbath.experiments.studies import Budget, Design, design_page
         from heatbath.machines import load_machine
-        from heatbath.recipes import recipe_functions
 
-        functions = recipe_functions()
         budget = Budget(seconds, joules, slowdown)
         study = Design(
-            functions[known(recipe, functions, "recipe")],
+            named_recipe(recipe),
             load_machine(machine),
             h100(),
             h100_bf16(),
@@ -50,8 +47,4 @@ def design(
             fallback=fallback,
         )
         folder = runs or Path("runs") / f"design-{recipe}"
-        terminal = console()
-        with trial_bar(terminal, total=None) as watch:
-            found = study.run(folder, jobs=jobs, watch=watch)
-        page = design_page(study, found, budget).write(out or folder / "page")
-        terminal.print(f"page: {page}", highlight=False, soft_wrap=True)
+        answer(lambda watch: design_page(study, study.run(folder, jobs=jobs, watch=watch), budget), out or folder / "page")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from heatbath.cli import options
-from heatbath.cli.terminal import console, mistakes, trial_bar
+from heatbath.cli.terminal import answer, mistakes, named_recipe
 
 
 def quantization(
@@ -33,12 +33,9 @@ def quantization(
 ) -> None:
     """Matrix bits, read bits and damping together, then noise, settling, mismatch and drift alone: what K-FAC keeps."""
     with mistakes():
-        from heatbath.experiments.optimizers import known
         from heatbath.experiments.studies import Grid, Quantization, Setting, quantization_page
-        from heatbath.recipes import recipe_functions
 
-        functions = recipe_functions()
-        function = functions[known(recipe, functions, "recipe")]
+        function = named_recipe(recipe)
         default = Grid()
         grid = Grid(
             tuple(matrix_bits or default.matrix_bits),
@@ -50,8 +47,4 @@ def quantization(
         setting = Setting(function, function().steps if steps is None else steps, batch_size)
         study = Quantization(setting, grid, machine, seeds=seeds, trials=trials, search_seeds=search_seeds)
         folder = runs or Path("runs") / f"quantization-{recipe}"
-        terminal = console()
-        with trial_bar(terminal, total=None) as watch:
-            findings = study.run(folder, jobs=jobs, watch=watch)
-        page = quantization_page(study, findings).write(out or folder / "page")
-        terminal.print(f"page: {page}", highlight=False, soft_wrap=True)
+        answer(lambda watch: quantization_page(study, study.run(folder, jobs=jobs, watch=watch)), out or folder / "page")
