@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from heatbath.experiments import Choice, Experiment, Record, RunFiles
     from heatbath.experiments.runner import Watcher
     from heatbath.experiments.studies import Page
-    from heatbath.experiments.trials import Trial
+    from heatbath.experiments.trials import Watch
 
 WRONG_USE, DIVERGED, INTERRUPTED = 2, 1, 130
 
@@ -104,7 +104,7 @@ def display(console: Console) -> Iterator[tuple[Callable[[Choice, RunFiles], Ite
 
 
 @contextmanager
-def trial_bar(console: Console, *, total: int | None) -> Iterator[Callable[[Trial, Record, bool], None]]:
+def trial_bar(console: Console, *, total: int | None) -> Iterator[Watch]:
     """One bar over the trials of a search or a study: what is to be told of each."""
     from heatbath.experiments.progress import Display, TrialBar
 
@@ -113,7 +113,7 @@ def trial_bar(console: Console, *, total: int | None) -> Iterator[Callable[[Tria
         yield lambda trial, record, fresh: bar(trial.name, record, fresh)
 
 
-def answer(study: Callable[[Callable[[Trial, Record, bool], None]], Page], folder: Path) -> None:
+def answer(study: Callable[[Watch], Page], folder: Path) -> None:
     """Make the trials of a study, each told to what `study` is given, and write the page that it returns."""
     terminal = console()
     with trial_bar(terminal, total=None) as watch:

@@ -77,12 +77,19 @@ def _loaded(recipe: Recipe, held_out: bool, batch_size: int | None, eval_every: 
     )
 
 
+Watch = Callable[[Trial, Record, bool], None]  # told of a trial that is done, its record, and whether it was run just now
+
+
+def unwatched(trial: Trial, record: Record, fresh: bool) -> None:
+    """Nobody looks."""
+
+
 def run_trials(
     trials: Sequence[Trial],
     folder: Path,
     *,
     jobs: int = 1,
-    watch: Callable[[Trial, Record, bool], None] = lambda trial, record, fresh: None,
+    watch: Watch = unwatched,
 ) -> list[Record]:
     """Run the trials that are not done yet.
 
