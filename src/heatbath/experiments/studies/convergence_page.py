@@ -15,7 +15,7 @@ from heatbath.experiments.records import Record
 from heatbath.experiments.studies.bench import Outcome
 from heatbath.experiments.studies.convergence import Convergence
 from heatbath.experiments.studies.page import Page, Picture, Table
-from heatbath.experiments.studies.searches import spread, trials_csv, tuning_table
+from heatbath.experiments.studies.searches import finite, spread, trials_csv, tuning_table
 from heatbath.experiments.tuned import RULE
 
 SMOOTH = 5  # losses of mini-batches that are averaged before they are compared
@@ -244,14 +244,10 @@ def _plain(outcome: Outcome, baseline: Outcome) -> dict[str, Any]:  # Any: JSON 
     return {
         **outcome.tuned.to_json(),
         "searched": list(outcome.searched),
-        "final": {judged: _finite(_ends(outcome, judged)), other: _finite(_ends(outcome, other))},
+        "final": {judged: finite(_ends(outcome, judged)), other: finite(_ends(outcome, other))},
         "steps_to_baseline": {m: steps_to_level(outcome, baseline, m) for m in (judged, "loss")},
         "seconds_here": _seconds(outcome),
         "predicted_seconds": predicted,
         "predicted_is_lower_bound": unstated,
         "work": [run.measured[-1].get("work") for run in outcome.runs][:1],
     }
-
-
-def _finite(values: Sequence[float]) -> list[float | None]:
-    return [value if math.isfinite(value) else None for value in values]
