@@ -1,4 +1,4 @@
-"""What the searches of a study found, as a table and as CSV; numbers in words."""
+"""What the searches of a study found, as a table and as CSV; numbers in words and for JSON."""
 
 from __future__ import annotations
 
