@@ -26,6 +26,54 @@ SCALING = {
 
 Record = dict[str, Any]  # Any: JSON values
 
+MADE_OF = """## What a step is made of
+
+For a layer of O outputs and I inputs (bias included) that sees T rows in a batch, in multiply–adds:
+
+| part | costs | when |
+|---|---|---|
+| forward and backward | 3·T·O·I | every step |
+| application, B⁻¹ G A⁻¹ | O²I + OI² | every step |
+| capture, ½ Σ a aᵀ and ½ Σ g gᵀ | ½T(O² + I²); in four strips ⅝ of the whole instead of ½ | every `factor_every` steps |
+| refresh, Cholesky and inverse | ½(O³ + I³) | every `refresh_every` steps |
+
+So application adds (O + I)/3T to a step, whatever the intervals: it is small where a batch has many more rows than a layer
+is wide (a transformer sees batch × length rows), and is the price of a perceptron with as many rows as units. The *floor*
+below is all of it over the plain step, arithmetic alone. What a step takes above it are passes over memory and calls."""
+
+CHOOSING = """## When to refresh
+
+Factors and inverses every 10 steps is the default. The table of what a step is made of says what longer intervals save: capture
+is T/10(O² + I²)/2 against 3·T·O·I, a few per cent for square layers, so `factor_every` is worth raising only where
+layers are far from square. A refresh costs (O³ + I³)/2 against 3·T·O·I: where T is many times the width, ten is cheap; where it
+is not, `refresh_every=50` or 100 saves most of what lies between `median` and `ratio` in the tables. Intervals grow from 1 in
+the first steps (`patience`), because young averages are what makes K-FAC diverge; that is about ten refreshes more, once.
+
+## Block size
+
+A factor of n costs n³/2 to renew and n² numbers to hold twice. `Policy(max_dim=1024)` cuts it into K = n/1024 diagonal blocks:
+the first falls to 1/K², the second to 1/K, and coupling between the blocks is dropped. Use it for layers like that of (c), with
+thousands of inputs. Below about 1000 it saves little, and changes the method.
+
+## Solver
+
+- `Cholesky()`, the default: the least arithmetic of all, and no read of the device.
+- `NewtonSchulz()`: matrix products only. On a CPU 20 cold steps are 40 products, 80 times Cholesky's arithmetic; it is for
+  hardware whose products are far faster than its factorizations, and for warm starts.
+- `Eigen()`: exact damping and EKFAC, four products a step in place of two, and an eigendecomposition to refresh.
+- Thermodynamic solvers, emulated: an emulated inverse is one Cholesky inverse, three products and 24 products with a vector, so
+  a refresh costs several times a digital one. `Guarded`, which watches all but Cholesky, reads a few flags per refresh.
+
+## Why it is not slower
+
+- All layers of one shape are one tensor, and a factor, an inverse, its application and momentum are one call each.
+- Results of products lie in rows that start at cache lines (`operators/aligned.py`; the last table below). A bias makes nearly
+  every layer odd.
+- Sums of outer products are filled up to the diagonal only, in strips, and mirrored when they are collected.
+- Passes over gradients are by kernels that a processor does many numbers at a time with; `torch.where` is none of them on a
+  CPU. Nothing in a step waits for the device, on refreshes by Cholesky neither (`tests/optim/test_no_sync.py`).
+- Outside the steps that capture, hooks return at once."""
+
 
 def markdown(lines: list[list[str]]) -> str:
     """A table whose first line is its head."""
@@ -62,7 +110,7 @@ def emulated(workloads: dict[str, Record]) -> str:
     return markdown(lines)
 
 
-def steps(workloads: dict[str, Record]) -> str:
+def step_tables(workloads: dict[str, Record]) -> str:
     """A table for each workload."""
     parts = []
     for key, found in workloads.items():
@@ -89,9 +137,8 @@ def settings(workloads: dict[str, Record]) -> str:
     return "\n".join(f"- {name}: {words}" for name, words in known.items())
 
 
-def page(step: Record, scaling: Record) -> str:
-    """The page."""
-    peers = ", ".join(f"{name} {version}" for name, version in step["peers"].items())
+def introduction(step: Record, scaling: Record) -> str:
+    """What the page is, and where and when its figures were measured."""
     return f"""# Performance
 
 <!-- made by benchmarks/performance_page.py from benchmarks/results/step.json and scaling.json: do not edit -->
@@ -107,81 +154,42 @@ and put together by `python benchmarks/performance_page.py`.
 - Scaling: {conditions(scaling)}.
 
 Never run here, for want of a GPU: the GPT, ViT and MLP shapes
-on an H100 for which other libraries' figures are known, a CUDA graph, refreshes on a side stream.
+on an H100 for which other libraries' figures are known, a CUDA graph, refreshes on a side stream."""
 
-## What a step is made of
 
-For a layer of O outputs and I inputs (bias included) that sees T rows in a batch, in multiply–adds:
+def goals(workloads: dict[str, Record]) -> str:
+    """The goals, and which are met."""
+    return f"""## Goals
 
-| part | costs | when |
-|---|---|---|
-| forward and backward | 3·T·O·I | every step |
-| application, B⁻¹ G A⁻¹ | O²I + OI² | every step |
-| capture, ½ Σ a aᵀ and ½ Σ g gᵀ | ½T(O² + I²); in four strips ⅝ of the whole instead of ½ | every `factor_every` steps |
-| refresh, Cholesky and inverse | ½(O³ + I³) | every `refresh_every` steps |
-
-So application adds (O + I)/3T to a step, whatever the intervals: it is small where a batch has many more rows than a layer
-is wide (a transformer sees batch × length rows), and is the price of a perceptron with as many rows as units. The *floor*
-below is all of it over the plain step, arithmetic alone. What a step takes above it are passes over memory and calls.
-
-## Goals
-
-{verdicts(step["workloads"])}
+{verdicts(workloads)}
 
 Another goal is that every ratio/floor stays below 1.3, and that an emulated step costs at most 1.5 digital ones:
 
-{emulated(step["workloads"])}
+{emulated(workloads)}"""
 
-## Steps
+
+def steps(step: Record) -> str:
+    """What the columns mean, and a table for each workload."""
+    workloads, peers = step["workloads"], ", ".join(f"{name} {version}" for name, version in step["peers"].items())
+    return f"""## Steps
 
 *ratio*: mean step of a cycle of ten over AdamW's (foreach), median over rounds in turn. *median*: of single steps, without
 refreshes. *p99*: over a contestant's own median step; with few steps it is the refresh. *floor*: see above. *state*: bytes
 beside parameters and gradients. Peers: {peers}.
 
-{steps(step["workloads"])}
+{step_tables(workloads)}
 
-{settings(step["workloads"])}
+{settings(workloads)}
 
 Muon and SGD hold no curvature of the loss, and Muon multiplies in bfloat16. What is left out of (c) needs minutes for a
-step with a factor of 4097: `--all` runs it.
+step with a factor of 4097: `--all` runs it."""
 
-## When to refresh
 
-Factors and inverses every 10 steps is the default. The table of what a step is made of says what longer intervals save: capture
-is T/10(O² + I²)/2 against 3·T·O·I, a few per cent for square layers, so `factor_every` is worth raising only where
-layers are far from square. A refresh costs (O³ + I³)/2 against 3·T·O·I: where T is many times the width, ten is cheap; where it
-is not, `refresh_every=50` or 100 saves most of what lies between `median` and `ratio` in the tables. Intervals grow from 1 in
-the first steps (`patience`), because young averages are what makes K-FAC diverge; that is about ten refreshes more, once.
-
-## Block size
-
-A factor of n costs n³/2 to renew and n² numbers to hold twice. `Policy(max_dim=1024)` cuts it into K = n/1024 diagonal blocks:
-the first falls to 1/K², the second to 1/K, and coupling between the blocks is dropped. Use it for layers like that of (c), with
-thousands of inputs. Below about 1000 it saves little, and changes the method.
-
-## Solver
-
-- `Cholesky()`, the default: the least arithmetic of all, and no read of the device.
-- `NewtonSchulz()`: matrix products only. On a CPU 20 cold steps are 40 products, 80 times Cholesky's arithmetic; it is for
-  hardware whose products are far faster than its factorizations, and for warm starts.
-- `Eigen()`: exact damping and EKFAC, four products a step in place of two, and an eigendecomposition to refresh.
-- Thermodynamic solvers, emulated: an emulated inverse is one Cholesky inverse, three products and 24 products with a vector, so
-  a refresh costs several times a digital one. `Guarded`, which watches all but Cholesky, reads a few flags per refresh.
-
-## Why it is not slower
-
-- All layers of one shape are one tensor, and a factor, an inverse, its application and momentum are one call each.
-- Results of products lie in rows that start at cache lines (`operators/aligned.py`; the last table below). A bias makes nearly
-  every layer odd.
-- Sums of outer products are filled up to the diagonal only, in strips, and mirrored when they are collected.
-- Passes over gradients are by kernels that a processor does many numbers at a time with; `torch.where` is none of them on a
-  CPU. Nothing in a step waits for the device, on refreshes by Cholesky neither (`tests/optim/test_no_sync.py`).
-- Outside the steps that capture, hooks return at once.
-
-## Scaling
-
-{scaled(scaling)}
-"""
+def page(step: Record, scaling: Record) -> str:
+    """The page."""
+    scales = f"## Scaling\n\n{scaled(scaling)}"
+    parts = [introduction(step, scaling), MADE_OF, goals(step["workloads"]), steps(step), CHOOSING, scales]
+    return "\n\n".join(parts) + "\n"
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
-"""What every test shares: one thread per worker, a seeded generator, repeatable property tests."""
+"""What every test shares: one thread per worker, a seeded generator, repeatable property tests, a network that is unplugged."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -19,3 +20,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; threads of t
 def generator() -> torch.Generator:
     """A fresh generator with a fixed seed; tests ask it for float64 explicitly."""
     return torch.Generator().manual_seed(20250212)
+
+
+@pytest.fixture
+def unplugged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No data set can be downloaded."""
+
+    def refuse(url: str, known_hash: str, name: str) -> Path:
+        raise ConnectionError("unplugged")
+
+    monkeypatch.setattr("heatbath.experiments.data.base.pooch_fetch", refuse)

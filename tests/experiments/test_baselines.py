@@ -12,7 +12,8 @@ from torch import nn
 from heatbath.experiments import Hyper, choose
 from heatbath.experiments.baselines import PACKAGES, Parts, hidden_matrices
 from heatbath.experiments.checkpoint import load_checkpoint, save_checkpoint
-from heatbath.experiments.optimizers import FALLBACK_HYPER, OPTIMIZERS, build, choice_from_json
+from heatbath.experiments.choice import choice_from_json
+from heatbath.experiments.optimizers import FALLBACK_HYPER, OPTIMIZERS, build
 from heatbath.optim import JointNaturalGradient, NaturalGradient
 from heatbath.work import Work
 from tests.experiments import tasks

@@ -2,15 +2,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
 
 from heatbath.experiments import RunFiles, RunOptions, choose, run
 from heatbath.experiments.baselines import PACKAGES
-from heatbath.experiments.data import base
 from heatbath.experiments.experiment import on_held_out_data
 from heatbath.experiments.optimizers import OPTIMIZERS
 from heatbath.recipes import recipe_functions, recipes
@@ -30,20 +27,6 @@ def test_a_recipe_has_hyper_parameters_for_the_usual_optimizers_and_takes_all(na
     assert {"sgd", "adam", "adamw", "kfac"} <= recipes()[name].hyper.keys() <= OPTIMIZERS.keys()
     for optimizer in OPTIMIZERS.keys() - PACKAGES.keys():
         choose(recipes()[name], optimizer)
-
-
-@pytest.fixture
-def nothing_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither local files nor a network, and few of the images that are made here."""
-
-    def unplugged(url: str, known_hash: str, name: str) -> Path:
-        raise ConnectionError("unplugged")
-
-    monkeypatch.setenv("HEATBATH_DATA", str(tmp_path))
-    monkeypatch.setattr(base, "pooch_fetch", unplugged)
-    curves = import_module("heatbath.experiments.data.curves")  # the package exports the source under the module's name
-    monkeypatch.setattr(curves, "TRAIN", 20)
-    monkeypatch.setattr(curves, "TEST", 10)
 
 
 @pytest.mark.parametrize("name", recipes())

@@ -1,4 +1,4 @@
-"""The command line: one file per command, and what they share in `terminal.py`.
+"""The command line: one file per command, and what they share in `terminal.py` and `options.py`.
 
 Everything heavy is imported inside the commands, so `heatbath --help` answers at once.
 """

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from heatbath.cli import options
 from heatbath.cli.terminal import console, display, mistakes, present, unused
 
 DEMO_SECONDS_PER_RUN = 12.0
@@ -16,7 +17,7 @@ DEMO_BITS = 8
 
 def demo(
     out: Annotated[Path | None, typer.Option(help="Folder for records and report; by default runs/demo, numbered.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the start, the batches and the machine's noise.")] = 0,
+    seed: options.RunSeed = 0,
 ) -> None:
     """Train one network four ways from one start: AdamW, K-FAC, thermodynamic K-FAC by inverting and by solving."""
     with mistakes():
@@ -34,7 +35,7 @@ def demo(
         ]
         folder = out or unused(Path("runs") / "demo")
         terminal.print(f"[bold]{experiment.summary}[/], {len(choices)} times from the same start", highlight=False)
-        options = RunOptions(steps=DEMO_STEPS, seed=seed, checkpoint_every=0, max_seconds=DEMO_SECONDS_PER_RUN)
+        how = RunOptions(steps=DEMO_STEPS, seed=seed, checkpoint_every=0, max_seconds=DEMO_SECONDS_PER_RUN)
         with display(terminal) as (watch, notice):
-            records = compare(experiment, choices, options=options, folder=folder, watch=watch, on_interrupt=notice)
+            records = compare(experiment, choices, options=how, folder=folder, watch=watch, on_interrupt=notice)
         present(terminal, records, folder)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from heatbath.cli.terminal import INTERRUPTED, complain, console, display, mistakes, unused
+from heatbath.cli import options
+from heatbath.cli.terminal import INTERRUPTED, complain, console, display, mistakes, named_recipe, unused
 
 
 def laplace(
@@ -20,7 +21,7 @@ def laplace(
     machine: Annotated[
         str | None, typer.Option(metavar="NAME|FILE.toml", help="Draw weights on this machine, too; it needs noise.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Updates in all; by default the recipe's.")] = None,
+    steps: options.RunSteps = None,
     seed: Annotated[int, typer.Option(help="Seed of the start, the batches and the draws.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder; by default runs/laplace-RECIPE, numbered.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out, or use what is there.")] = False,
@@ -31,25 +32,24 @@ def laplace(
 
         from heatbath.experiments import RunFiles, RunOptions, choose, run, uncertainty
         from heatbath.experiments.environment import command
-        from heatbath.experiments.optimizers import known, machine_spec
+        from heatbath.experiments.optimizers import machine_spec
         from heatbath.experiments.plots import save_figure
         from heatbath.experiments.tables import text_table
         from heatbath.experiments.uncertainty_plots import uncertainty_figure
         from heatbath.machines import Machine
-        from heatbath.recipes import recipes
 
         if resume and out is None:
             raise ValueError("--resume goes on with the run in a folder: say which with --out")
-        terminal, whole = console(), recipes()[known(recipe, recipes(), "recipe")]
+        terminal, whole = console(), named_recipe(recipe)()
         emulated = None if machine is None else Machine(machine_spec(machine, None))
         experiment = uncertainty.few_examples(whole, examples)
         files = RunFiles(out or unused(Path("runs") / f"laplace-{recipe}"))
-        options = RunOptions(steps=whole.steps if steps is None else steps, seed=seed, resume=resume)
+        how = RunOptions(steps=whole.steps if steps is None else steps, seed=seed, resume=resume)
         dataset, choice = experiment.source.load(), choose(experiment, "kfac")
         with display(terminal) as (watch, notice):
             watchers = watch(choice, files)
             record = run(
-                *(experiment, choice), options=options, files=files, dataset=dataset, watchers=watchers, on_interrupt=notice
+                *(experiment, choice), options=how, files=files, dataset=dataset, watchers=watchers, on_interrupt=notice
             )
         if record.ended != "finished":
             complain(f"the training {record.ended}: {record.events[-1]['message']}; --resume --out {files.folder} goes on")

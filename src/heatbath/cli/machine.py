@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from heatbath.cli import options
 from heatbath.cli.terminal import console, mistakes
 
 app = typer.Typer(help="Look at one machine.", no_args_is_help=True)
@@ -23,7 +24,7 @@ def check(
     condition: Annotated[
         list[float] | None, typer.Option(help="Condition number; may be repeated. By default 10, 100, 1000.")
     ] = None,
-    bits: Annotated[int | None, typer.Option(help="Bits of all the machine's converters; by default its own.")] = None,
+    bits: options.Bits = None,
 ) -> None:
     """Validate a machine and derive what follows: settling, usable condition numbers, errors, time and energy of a solve."""
     with mistakes():

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from heatbath.cli import options
 from heatbath.cli.terminal import complain, console, mistakes
 
 UNSOLVED = 1  # exit code where there is no optimum
@@ -22,12 +23,12 @@ def quadratic_program(
     machine: Annotated[
         str | None, typer.Option(metavar="NAME|FILE.toml", help="Solve on this machine; by default digitally, by Cholesky.")
     ] = None,
-    bits: Annotated[int | None, typer.Option(help="Bits of all the machine's converters; by default its own.")] = None,
+    bits: options.Bits = None,
     regularization: Annotated[
         float | None, typer.Option(help="Proximal term δ; by default 1e-6 digitally and 0.03 on a machine.")
     ] = None,
     tolerance: Annotated[float, typer.Option(help="Relative KKT error at which to stop.")] = 1e-7,
-    seed: Annotated[int, typer.Option(help="Seed of the machine's noise.")] = 0,
+    seed: options.NoiseSeed = 0,
     out: Annotated[Path | None, typer.Option(help="Where to write x, FILE.npy.")] = None,
 ) -> None:
     """Minimise ½xᵀPx + qᵀx subject to Ax = b and Gx ≤ h; infeasible and unbounded problems are reported as such."""

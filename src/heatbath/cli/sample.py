@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from heatbath.cli import options
 from heatbath.cli.terminal import console, mistakes
 
 SHOWN = 12  # coordinates in the table
@@ -17,9 +18,7 @@ def sample(
     precision: Annotated[Path, typer.Option(help="Symmetric positive definite matrix Λ, .npy or .csv.")],
     machine: Annotated[str, typer.Option(metavar="NAME|FILE.toml", help="A preset, or a file; it needs noise.")],
     potential: Annotated[Path | None, typer.Option(help="Vector b, .npy or .csv: the mean is Λ⁻¹b; by default 0.")] = None,
-    bits: Annotated[
-        int | None, typer.Option(help="Bits of all the machine's converters; by default the machine's own.")
-    ] = None,
+    bits: options.Bits = None,
     reads: Annotated[int, typer.Option(help="Samples of each chain.")] = 100,
     chains: Annotated[int, typer.Option(help="Copies of the machine side by side.")] = 4,
     interval: Annotated[
@@ -28,8 +27,8 @@ def sample(
     burn_in: Annotated[
         float | None, typer.Option(help="Seconds before the first; by default twelve times the slowest relaxation.")
     ] = None,
-    serial: Annotated[int, typer.Option(help="Serial number of the machine: decides its mismatch.")] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of the machine's noise.")] = 0,
+    serial: options.Serial = 0,
+    seed: options.NoiseSeed = 0,
     out: Annotated[Path | None, typer.Option(help="Where to write the samples, FILE.npy: [reads, chains, n].")] = None,
 ) -> None:
     """Sample N(Λ⁻¹b, Λ⁻¹) on an emulated machine, and say how far the samples are from it and how many count."""

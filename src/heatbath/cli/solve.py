@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from heatbath.cli import options
 from heatbath.cli.terminal import complain, console, mistakes, unused
 
 UNUSABLE = 1  # exit code of a run whose outcome says that the value may not be used
@@ -18,13 +19,11 @@ UNUSABLE = 1  # exit code of a run whose outcome says that the value may not be 
 def solve(
     matrix: Annotated[Path, typer.Option(help="Symmetric positive definite matrix M, .npy or .csv.")],
     rhs: Annotated[Path, typer.Option(help="Right-hand side b, .npy or .csv: n numbers, or rows of n numbers.")],
-    machine: Annotated[str, typer.Option(metavar="NAME|FILE.toml", help="A preset, or a file.")] = "tngd-2024",
+    machine: options.Machine = "tngd-2024",
     solver: Annotated[str, typer.Option(help="thermodynamic-solve, refined, or crossbar.")] = "thermodynamic-solve",
-    bits: Annotated[
-        int | None, typer.Option(help="Bits of all the machine's converters; by default the machine's own.")
-    ] = None,
-    serial: Annotated[int, typer.Option(help="Serial number of the machine: decides its mismatch.")] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of the machine's noise.")] = 0,
+    bits: options.Bits = None,
+    serial: options.Serial = 0,
+    seed: options.NoiseSeed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for result and picture; by default runs/solve, numbered.")] = None,
 ) -> None:
     """Solve M x = b on an emulated machine, and say how accurate, how long and how costly that is, and why."""

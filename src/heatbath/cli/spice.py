@@ -7,19 +7,18 @@ from typing import Annotated
 
 import typer
 
+from heatbath.cli import options
 from heatbath.cli.terminal import mistakes
 
 
 def spice(
     matrix: Annotated[Path, typer.Option(help="Symmetric positive definite matrix, .npy or .csv, up to 64 × 64.")],
-    machine: Annotated[str, typer.Option(metavar="NAME|FILE.toml", help="A preset, or a file.")] = "tngd-2024",
+    machine: options.Machine = "tngd-2024",
     rhs: Annotated[
         Path | None,
         typer.Option(help="Right-hand side, .npy or .csv; by default the first unit vector."),
     ] = None,
-    bits: Annotated[
-        int | None, typer.Option(help="Bits of all the machine's converters; by default the machine's own.")
-    ] = None,
+    bits: options.Bits = None,
     noise: Annotated[bool, typer.Option(help="With the machine's noise sources.")] = True,
     settle: Annotated[
         float | None, typer.Option(help="Seconds before the measurement; by default four fifths of the machine's stated time.")
@@ -27,7 +26,7 @@ def spice(
     average: Annotated[
         float | None, typer.Option(help="Seconds that are averaged, 0 for one read; by default the last fifth.")
     ] = None,
-    serial: Annotated[int, typer.Option(help="Serial number of the machine: decides its mismatch.")] = 0,
+    serial: options.Serial = 0,
     seed: Annotated[int, typer.Option(help="Seed of the noise sources and of random rounding.")] = 0,
     out: Annotated[Path | None, typer.Option(help="The netlist, FILE.cir; by default it is printed.")] = None,
 ) -> None:

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
-    from heatbath.experiments import Choice, Record, RunFiles
+    from heatbath.experiments import Choice, Experiment, Record, RunFiles
     from heatbath.experiments.runner import Watcher
-    from heatbath.experiments.trials import Trial
+    from heatbath.experiments.studies import Page
+    from heatbath.experiments.trials import Watch
 
 WRONG_USE, DIVERGED, INTERRUPTED = 2, 1, 130
 
@@ -76,6 +77,15 @@ def named_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def named_recipe(name: str) -> Callable[[], Experiment]:
+    """The function that returns the recipe of this name; ValueError for one that is not there."""
+    from heatbath.experiments.optimizers import known
+    from heatbath.recipes import recipe_functions
+
+    functions = recipe_functions()
+    return functions[known(name, functions, "recipe")]
+
+
 @contextmanager
 def display(console: Console) -> Iterator[tuple[Callable[[Choice, RunFiles], Iterable[Watcher]], Callable[[], None]]]:
     """Live bars, and TensorBoard's files beside them: what makes the watchers of a run, and what tells of a Ctrl-C."""
@@ -94,13 +104,21 @@ def display(console: Console) -> Iterator[tuple[Callable[[Choice, RunFiles], Ite
 
 
 @contextmanager
-def trial_bar(console: Console, *, total: int | None) -> Iterator[Callable[[Trial, Record, bool], None]]:
+def trial_bar(console: Console, *, total: int | None) -> Iterator[Watch]:
     """One bar over the trials of a search or a study: what is to be told of each."""
     from heatbath.experiments.progress import Display, TrialBar
 
     with Display(console) as display:
         bar = TrialBar(display, total)
         yield lambda trial, record, fresh: bar(trial.name, record, fresh)
+
+
+def answer(study: Callable[[Watch], Page], folder: Path) -> None:
+    """Make the trials of a study, each told to what `study` is given, and write the page that it returns."""
+    terminal = console()
+    with trial_bar(terminal, total=None) as watch:
+        page = study(watch)
+    terminal.print(f"page: {page.write(folder)}", highlight=False, soft_wrap=True)
 
 
 def present(console: Console, records: list[Record], folder: Path) -> None:

@@ -7,14 +7,13 @@ from typing import Annotated
 
 import typer
 
-from heatbath.cli.terminal import console, display, mistakes, named_device, present, unused
+from heatbath.cli import options
+from heatbath.cli.terminal import console, display, mistakes, named_device, named_recipe, present, unused
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="What to train; see `heatbath recipes`.")],
-    optimizer: Annotated[
-        str, typer.Option(help="sgd, adam, adamw, nadamw, muon, kfac, kfac-quadratic, ngd, tngd, soap or singd.")
-    ] = "kfac",
+    recipe: options.Recipe,
+    optimizer: Annotated[str, typer.Option(help=f"{options.OPTIMIZERS}.")] = "kfac",
     solver: Annotated[
         str | None,
         typer.Option(
@@ -26,29 +25,25 @@ def train(
         str | None,
         typer.Option(metavar="NAME|FILE.toml", help="For thermodynamic solvers: a preset, or a file. Default tngd-2024."),
     ] = None,
-    bits: Annotated[
-        int | None, typer.Option(help="Bits of all the machine's converters; by default the machine's own.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Updates in all; by default the recipe's.")] = None,
+    bits: options.Bits = None,
+    steps: options.RunSteps = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; by default the recipe's.")] = None,
     damping: Annotated[float | None, typer.Option(help="Damping of the curvature; by default the recipe's.")] = None,
     tuned: Annotated[
         Path | None, typer.Option(help="Take the hyper-parameters that `heatbath tune` found: its folder or best.json.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the start, the batches and the machine's noise.")] = 0,
+    seed: options.RunSeed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; by default runs/RECIPE-OPTIMIZER, numbered.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out from its last checkpoint.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")] = "auto",
+    device: options.Device = "auto",
 ) -> None:
     """Train a recipe; options mean the same for every recipe. Writes a record, checkpoints, TensorBoard files and a report."""
     with mistakes():
         from heatbath.experiments import RunFiles, RunOptions, choose, run
-        from heatbath.experiments.optimizers import known
         from heatbath.experiments.tuned import tuned_choice
-        from heatbath.recipes import recipes
 
         terminal = console()
-        experiment = recipes()[known(recipe, recipes(), "recipe")]
+        experiment = named_recipe(recipe)()
         choice = choose(experiment, optimizer, solver=solver, machine=machine, bits=bits, lr=lr, damping=damping)
         if tuned is not None:
             if lr is not None or damping is not None:
@@ -57,11 +52,11 @@ def train(
         if resume and out is None:
             raise ValueError("--resume goes on with the run in a folder: say which with --out")
         folder = out or unused(Path("runs") / f"{experiment.name}-{choice.label}")
-        options = RunOptions(
+        how = RunOptions(
             steps=experiment.steps if steps is None else steps, seed=seed, device=named_device(device), resume=resume
         )
         files = RunFiles(folder)
         terminal.print(f"[bold]{experiment.summary}[/] with {choice.title}", highlight=False)
         with display(terminal) as (watch, notice):
-            record = run(experiment, choice, options=options, files=files, watchers=watch(choice, files), on_interrupt=notice)
+            record = run(experiment, choice, options=how, files=files, watchers=watch(choice, files), on_interrupt=notice)
         present(terminal, [record], folder)

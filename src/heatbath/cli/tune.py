@@ -7,16 +7,15 @@ from typing import Annotated
 
 import typer
 
-from heatbath.cli.terminal import console, mistakes, named_device, trial_bar
+from heatbath.cli import options
+from heatbath.cli.terminal import console, mistakes, named_device, named_recipe, trial_bar
 
 
 def tune(
     recipe: Annotated[str, typer.Argument(help="What to tune on; see `heatbath recipes`.")],
     optimizer: Annotated[
         list[str],
-        typer.Option(
-            help="sgd, adam, adamw, nadamw, muon, kfac, kfac-quadratic, ngd, tngd, soap or singd; several to compare them."
-        ),
+        typer.Option(help=f"{options.OPTIMIZERS}; several to compare them."),
     ],
     trials: Annotated[int, typer.Option(help="Trials of each optimizer.")],
     out: Annotated[Path, typer.Option(help="Folder of the search; an unfinished search in it goes on.")],
@@ -28,8 +27,8 @@ def tune(
     bits: Annotated[list[int] | None, typer.Option(help="For thermodynamic solvers; give several to compare them.")] = None,
     steps: Annotated[int | None, typer.Option(help="Updates of each trial; by default the recipe's.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the candidates, the start, the batches and the machine's noise.")] = 0,
-    jobs: Annotated[int, typer.Option(help="Trials side by side, each on one thread.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")] = "auto",
+    jobs: options.Jobs = 1,
+    device: options.Device = "auto",
 ) -> None:
     """Tune optimizers with the same budget: as many trials and steps for each. Kill it at will: run again, it goes on.
 
@@ -37,14 +36,12 @@ def tune(
     training data, never on the test split. `heatbath train RECIPE --tuned DIR` uses what was found.
     """
     with mistakes():
-        from heatbath.experiments.optimizers import choose_all, known
+        from heatbath.experiments.optimizers import choose_all
         from heatbath.experiments.tables import text_table
         from heatbath.experiments.tuned import RESULT, RULE, tuned_table
         from heatbath.experiments.tuning import Search, search
-        from heatbath.recipes import recipe_functions
 
-        functions = recipe_functions()
-        function = functions[known(recipe, functions, "recipe")]
+        function = named_recipe(recipe)
         experiment = function()
         choices = choose_all(experiment, optimizer, solvers=solver, machine=machine, bits=bits)
         how = Search(

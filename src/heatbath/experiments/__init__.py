@@ -4,10 +4,10 @@ An `Experiment` says what is trained, a `Choice` with which optimizer, `RunOptio
 `Record`.
 """
 
+from heatbath.experiments.choice import Choice as Choice
 from heatbath.experiments.experiment import Experiment as Experiment
 from heatbath.experiments.experiment import Hyper as Hyper
 from heatbath.experiments.experiment import Target as Target
-from heatbath.experiments.optimizers import Choice as Choice
 from heatbath.experiments.optimizers import choose as choose
 from heatbath.experiments.records import Record as Record
 from heatbath.experiments.records import RunFiles as RunFiles

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from heatbath.costs import Bill, Digital, h100, price, with_unit
+from heatbath.experiments.choice import Choice
 from heatbath.experiments.experiment import Experiment
-from heatbath.experiments.optimizers import Choice
 from heatbath.experiments.records import Record, RunFiles, read_record
 from heatbath.experiments.runner import RunOptions, Watcher, run
 from heatbath.machines import MachineSpec, spec_from

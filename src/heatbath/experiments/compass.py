@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, product
 
+from heatbath.experiments.choice import Choice
 from heatbath.experiments.experiment import Hyper
-from heatbath.experiments.optimizers import Choice
 from heatbath.experiments.records import Record
 from heatbath.experiments.tuned import Score, Tuned, pick, score
 

@@ -1,15 +1,13 @@
 """From the words of a command line to an optimizer: the only place, with the command line itself, where strings select code.
 
-A `Choice` is complete: every default is filled in when it is made, so a record of it says what was run. A new optimizer or
-solver is one row in a table below.
+A new optimizer or solver is one row in a table below, and one in the titles of `heatbath.experiments.choice`.
 """
 
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,86 +15,14 @@ from torch import nn
 
 from heatbath.curvature import Likelihood, SampledFisher
 from heatbath.experiments import baselines
+from heatbath.experiments.choice import Choice
 from heatbath.experiments.experiment import Experiment, Hyper, LossTerms
-from heatbath.machines import Machine, MachineSpec, load_machine, machine_toml, spec_from, with_bits
+from heatbath.machines import Machine, MachineSpec, load_machine, with_bits
 from heatbath.optim import KFAC, NGD, TNGD, JointPolicy, KLClip, LevenbergMarquardt, Policy, QuadraticModel, TNGDPolicy
 from heatbath.optim.tngd import LIMIT
 from heatbath.solvers import Cholesky, ConjugateGradient, Eigen, Guarded, Solver, ThermodynamicInverse, ThermodynamicSolve
 
 DEFAULT_MACHINE = "tngd-2024"
-TITLES = {
-    "sgd": "SGD",
-    "adam": "Adam",
-    "adamw": "AdamW",
-    "nadamw": "NAdamW",
-    "muon": "Muon + AdamW",
-    "soap": "SOAP",
-    "singd": "SINGD",
-    "kfac": "K-FAC",
-    "kfac-quadratic": "K-FAC, quadratic model",
-    "ngd": "NGD",
-    "tngd": "TNGD",
-    "cholesky": "Cholesky",
-    "conjugate-gradient": "conjugate gradients",
-    "thermodynamic-inverse": "thermodynamic inverse",
-    "thermodynamic-solve": "thermodynamic solve",
-}
-
-
-@dataclass(frozen=True)
-class Choice:
-    """An optimizer, completely specified.
-
-    Args:
-        optimizer: a key of `OPTIMIZERS`.
-        hyper: its hyper-parameters.
-        solver: a key of `SOLVERS`, for optimizers with curvature; else None.
-        machine: the machine of a thermodynamic solver; else None.
-    """
-
-    optimizer: str
-    hyper: Hyper
-    solver: str | None = None
-    machine: MachineSpec | None = None
-
-    @property
-    def label(self) -> str:
-        """A short name for files and legends, such as "kfac-thermodynamic-solve-tngd-2024-8bit"."""
-        parts = [self.optimizer, self.solver, self.machine.name if self.machine else None]
-        if self.machine is not None and self.machine.matrix_bits is not None:
-            parts.append(f"{self.machine.matrix_bits}bit")
-        return "-".join(part for part in parts if part)
-
-    @property
-    def title(self) -> str:
-        """The same for people, such as "K-FAC, thermodynamic solve (tngd-2024, 8 bits)"."""
-        words = TITLES.get(self.optimizer, self.optimizer)
-        if self.solver is not None:
-            words += ", " + TITLES.get(self.solver, self.solver)
-        if self.machine is not None:
-            bits = self.machine.matrix_bits
-            words += f" ({self.machine.name}{'' if bits is None else f', {bits} bits'})"
-        return words
-
-    def advice(self) -> str:
-        """What to change when training goes wrong."""
-        words = f"lower --lr (now {self.hyper.lr:g})"
-        if self.hyper.damping is not None:
-            words += f" or raise --damping (now {self.hyper.damping:g})"
-        if self.machine is not None and self.machine.matrix_bits is not None:
-            words += f" or --bits (now {self.machine.matrix_bits})"
-        return words
-
-    def to_json(self) -> dict[str, Any]:  # Any: JSON values
-        """Plain values for a record; the machine as the text of its TOML file."""
-        return {
-            "optimizer": self.optimizer,
-            "solver": self.solver,
-            "machine": machine_toml(self.machine) if self.machine else None,
-            **asdict(self.hyper),
-        }
-
-
 Build = Callable[[nn.Module, Choice, LossTerms, torch.Generator], torch.optim.Optimizer]
 
 
@@ -112,18 +38,9 @@ def _solver(choice: Choice) -> Solver[Any]:  # Any: any state
 
 
 def _kfac(model: nn.Module, choice: Choice, terms: LossTerms, generator: torch.Generator) -> torch.optim.Optimizer:
-    h = choice.hyper
-    assert h.damping is not None and h.kl_clip is not None  # filled in by choose()
-    return KFAC(
-        model,
-        lr=h.lr,
-        damping=h.damping,
-        momentum=h.momentum,
-        weight_decay=h.weight_decay,
-        solver=_solver(choice),
-        policy=Policy(trust=KLClip(h.kl_clip), reduction=terms.reduction, fisher=terms.fisher),
-        generator=generator,
-    )
+    assert choice.hyper.kl_clip is not None  # filled in by choose()
+    policy = Policy(trust=KLClip(choice.hyper.kl_clip), reduction=terms.reduction, fisher=terms.fisher)
+    return _layerwise(model, choice, policy, generator)
 
 
 def _kfac_quadratic(model: nn.Module, choice: Choice, terms: LossTerms, generator: torch.Generator) -> torch.optim.Optimizer:
@@ -131,7 +48,20 @@ def _kfac_quadratic(model: nn.Module, choice: Choice, terms: LossTerms, generato
 
     The Fisher matrix is sampled afresh at every step, as there, unless the task says another that observes outputs.
     """
-    h, likelihood = choice.hyper, _likelihood(choice, terms)
+    likelihood = _likelihood(choice, terms)
+    policy = Policy(
+        factor_every=1,
+        quadratic=QuadraticModel(likelihood),
+        adapt=LevenbergMarquardt(),
+        fisher=terms.fisher if terms.fisher.observes else SampledFisher(likelihood),
+        reduction=terms.reduction,
+    )
+    return _layerwise(model, choice, policy, generator)
+
+
+def _layerwise(model: nn.Module, choice: Choice, policy: Policy, generator: torch.Generator) -> torch.optim.Optimizer:
+    """K-FAC by the solver of a choice."""
+    h = choice.hyper
     assert h.damping is not None  # filled in by choose()
     return KFAC(
         model,
@@ -140,20 +70,14 @@ def _kfac_quadratic(model: nn.Module, choice: Choice, terms: LossTerms, generato
         momentum=h.momentum,
         weight_decay=h.weight_decay,
         solver=_solver(choice),
-        policy=Policy(
-            factor_every=1,
-            quadratic=QuadraticModel(likelihood),
-            adapt=LevenbergMarquardt(),
-            fisher=terms.fisher if terms.fisher.observes else SampledFisher(likelihood),
-            reduction=terms.reduction,
-        ),
+        policy=policy,
         generator=generator,
     )
 
 
 def _ngd(model: nn.Module, choice: Choice, terms: LossTerms, generator: torch.Generator) -> torch.optim.Optimizer:
     """NGD with one sampled row for each term of the loss; the small side is solved where the solver knows dense matrices."""
-    h, size = choice.hyper, sum(p.numel() for p in model.parameters() if p.requires_grad)
+    h, size = choice.hyper, _size(model)
     assert h.damping is not None and h.kl_clip is not None  # filled in by choose()
     if size > NGD_LIMIT and choice.solver != "conjugate-gradient":
         raise ValueError(
@@ -177,7 +101,7 @@ def _ngd(model: nn.Module, choice: Choice, terms: LossTerms, generator: torch.Ge
 def _tngd(model: nn.Module, choice: Choice, terms: LossTerms, generator: torch.Generator) -> torch.optim.Optimizer:
     h = choice.hyper
     assert h.damping is not None and h.kl_clip is not None and choice.machine is not None  # filled in by choose()
-    size = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    size = _size(model)
     if size > LIMIT:
         raise ValueError(
             f"tngd needs a cell for each parameter and is emulated up to {LIMIT:,}, this model has {size:,}: use "
@@ -192,6 +116,11 @@ def _tngd(model: nn.Module, choice: Choice, terms: LossTerms, generator: torch.G
         policy=TNGDPolicy(trust=KLClip(h.kl_clip), reduction=terms.reduction),
         generator=generator,
     )
+
+
+def _size(model: nn.Module) -> int:
+    """How many numbers are trained."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def _likelihood(choice: Choice, terms: LossTerms) -> Likelihood:
@@ -292,10 +221,7 @@ def choose(
         if solver not in SOLVERS_OF[optimizer]:
             raise ValueError(f"{optimizer} takes --solver {' or '.join(SOLVERS_OF[optimizer])}, got {solver}")
     if solver not in THERMODYNAMIC and (machine is not None or bits is not None):
-        raise ValueError(
-            f"{'--machine' if machine is not None else '--bits'} has no meaning without a thermodynamic solver: "
-            f"add --solver {' or '.join(sorted(THERMODYNAMIC))}"
-        )
+        raise ValueError(_without_machine("--bits" if machine is None else "--machine"))
     default = experiment.hyper.get(optimizer, FALLBACK_HYPER[optimizer])
     clip = KLClip().kappa if default.kl_clip is None else default.kl_clip
     hyper = replace(
@@ -332,10 +258,7 @@ def choose_all(
     if solvers and not curved:
         raise ValueError(f"--solver has no meaning for {', '.join(optimizers)}: add --optimizer {' or '.join(sorted(CURVED))}")
     if (machine is not None or bits) and not thermal:
-        raise ValueError(
-            f"{'--machine' if machine is not None else '--bits'} has no meaning without a thermodynamic solver: "
-            f"add --solver {' or '.join(sorted(THERMODYNAMIC))}"
-        )
+        raise ValueError(_without_machine("--bits" if machine is None else "--machine"))
     found = []
     for name in optimizers:
         for solver in solvers_for(name, solvers) if name in CURVED else [None]:
@@ -345,6 +268,10 @@ def choose_all(
             else:
                 found.append(choose(experiment, name, solver=solver))
     return list({choice.label: choice for choice in found}.values())
+
+
+def _without_machine(option: str) -> str:
+    return f"{option} has no meaning without a thermodynamic solver: add --solver {' or '.join(sorted(THERMODYNAMIC))}"
 
 
 def solvers_for(optimizer: str, solvers: Sequence[str] | None) -> list[str]:
@@ -358,17 +285,6 @@ def solvers_for(optimizer: str, solvers: Sequence[str] | None) -> list[str]:
     if not fitting and len(takes) > 1:
         raise ValueError(f"{optimizer} takes --solver {' or '.join(takes)}, got {', '.join(solvers or ())}")
     return fitting or [takes[0]]
-
-
-def choice_from_json(plain: Mapping[str, Any]) -> Choice:  # Any: JSON values
-    """The inverse of `Choice.to_json`.
-
-    Raises:
-        KeyError: a field is missing.
-    """
-    hyper = Hyper(**{field.name: plain[field.name] for field in fields(Hyper)})
-    machine = plain["machine"]
-    return Choice(plain["optimizer"], hyper, plain["solver"], spec_from(tomllib.loads(machine)) if machine else None)
 
 
 def machine_spec(machine: str | None, bits: int | None) -> MachineSpec:

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from heatbath.experiments.checkpoint import check_folder, load_checkpoint, save_checkpoint
+from heatbath.experiments.choice import Choice
 from heatbath.experiments.data import Dataset
 from heatbath.experiments.divergence import Judgement, judge
 from heatbath.experiments.environment import command, host, versions
 from heatbath.experiments.experiment import Experiment, Target
 from heatbath.experiments.interrupts import Interrupt, interruptible
-from heatbath.experiments.optimizers import Choice
 from heatbath.experiments.records import Record, RecordWriter, Row, RunFiles, read_record
 from heatbath.experiments.training import Training
 

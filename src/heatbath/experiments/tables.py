@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 
 from heatbath.costs import with_unit
+from heatbath.experiments.choice import TITLES
 from heatbath.experiments.experiment import Experiment
-from heatbath.experiments.optimizers import TITLES
 from heatbath.machines import MachineSpec
 
 

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from heatbath.experiments.checkpoint import random_state, set_random_state
+from heatbath.experiments.choice import Choice
 from heatbath.experiments.counting import model_work, pass_work, total_work
 from heatbath.experiments.data import Dataset
 from heatbath.experiments.experiment import Experiment
-from heatbath.experiments.optimizers import Choice, build
+from heatbath.experiments.optimizers import build
 from heatbath.optim import NaturalGradient, anisotropy
 from heatbath.optim.joint import JointNaturalGradient
 from heatbath.work import Work

@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 
 from heatbath.experiments.checkpoint import check_folder
+from heatbath.experiments.choice import Choice
 from heatbath.experiments.experiment import Experiment, on_held_out_data
-from heatbath.experiments.optimizers import Choice
 from heatbath.experiments.records import Record, RunFiles, read_record
 from heatbath.experiments.runner import Ending, RunOptions, run
 from heatbath.experiments.tensorboard import TensorBoardLog
@@ -77,12 +77,19 @@ def _loaded(recipe: Recipe, held_out: bool, batch_size: int | None, eval_every: 
     )
 
 
+Watch = Callable[[Trial, Record, bool], None]  # told of a trial that is done, its record, and whether it was run just now
+
+
+def unwatched(trial: Trial, record: Record, fresh: bool) -> None:
+    """Nobody looks."""
+
+
 def run_trials(
     trials: Sequence[Trial],
     folder: Path,
     *,
     jobs: int = 1,
-    watch: Callable[[Trial, Record, bool], None] = lambda trial, record, fresh: None,
+    watch: Watch = unwatched,
 ) -> list[Record]:
     """Run the trials that are not done yet.
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
+from heatbath.experiments.choice import Choice, choice_from_json
 from heatbath.experiments.environment import command, host, versions
 from heatbath.experiments.experiment import Hyper
-from heatbath.experiments.optimizers import Choice, choice_from_json
 from heatbath.experiments.records import Record
 
 RULE = "best held-out {metric} after the last step; diverged is worst; ties go to the lower last training loss"

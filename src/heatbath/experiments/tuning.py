@@ -10,16 +10,16 @@ The rule by which the best is chosen is `tuned.RULE`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from heatbath.experiments.choice import Choice
 from heatbath.experiments.experiment import Hyper
-from heatbath.experiments.optimizers import SELF_PACED, Choice
-from heatbath.experiments.records import Record
-from heatbath.experiments.trials import Recipe, Trial, run_trials
+from heatbath.experiments.optimizers import SELF_PACED
+from heatbath.experiments.trials import Recipe, Trial, Watch, run_trials, unwatched
 from heatbath.experiments.tuned import RESULT, Tuned, pick, write_result
 
 SPANS = {"lr": 30.0, "damping": 10.0}  # a range is the default divided and multiplied by this
@@ -132,7 +132,7 @@ def search(
     folder: Path,
     *,
     jobs: int = 1,
-    watch: Callable[[Trial, Record, bool], None] = lambda trial, record, fresh: None,
+    watch: Watch = unwatched,
 ) -> list[Tuned]:
     """Tune each of some optimizers with the same budget, and write `best.json`.
 

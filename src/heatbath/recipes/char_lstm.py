@@ -10,7 +10,7 @@ from heatbath.curvature import Categorical, Reduction, SampledFisher
 from heatbath.experiments import Experiment, Hyper, Target
 from heatbath.experiments.data.shakespeare import ALPHABET, shakespeare
 from heatbath.experiments.experiment import LossTerms
-from heatbath.experiments.language_models import CharacterLSTM, bits_per_character, next_character_loss, perplexity
+from heatbath.experiments.models.language import CharacterLSTM, bits_per_character, next_character_loss, perplexity
 
 LENGTH = 64
 LIKELIHOOD = Categorical(class_dim=-1)

@@ -12,7 +12,7 @@ from heatbath.curvature import Categorical, SampledFisher
 from heatbath.experiments import Experiment, Hyper, Target
 from heatbath.experiments.data.cora import FIELDS, WORDS, cora
 from heatbath.experiments.experiment import LossTerms, accuracy
-from heatbath.experiments.graph_models import GCN
+from heatbath.experiments.models.graph import GCN
 
 LIKELIHOOD = Categorical()
 LABELLED = 140

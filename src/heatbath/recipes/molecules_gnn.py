@@ -11,7 +11,7 @@ from heatbath.curvature import Bernoulli, Reduction, SampledFisher
 from heatbath.experiments import Experiment, Hyper, Target
 from heatbath.experiments.data.molecules import ATOM_CATEGORIES, BOND_CATEGORIES, TASKS, molecules
 from heatbath.experiments.experiment import LossTerms
-from heatbath.experiments.graph_models import Categories, GraphNetwork, average_precision, labelled_loss, loss_per_label
+from heatbath.experiments.models.graph import Categories, GraphNetwork, average_precision, labelled_loss, loss_per_label
 
 LATENT = 64
 LIKELIHOOD = Bernoulli()

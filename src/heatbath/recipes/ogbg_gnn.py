@@ -13,7 +13,7 @@ from heatbath.curvature import Bernoulli, Reduction, SampledFisher
 from heatbath.experiments import Experiment, Hyper, Target
 from heatbath.experiments.data.random_graphs import ATOMS, BONDS, TASKS, random_graphs
 from heatbath.experiments.experiment import LossTerms
-from heatbath.experiments.graph_models import GraphNetwork, labelled_loss
+from heatbath.experiments.models.graph import GraphNetwork, labelled_loss
 
 LATENT = 256
 LIKELIHOOD = Bernoulli()

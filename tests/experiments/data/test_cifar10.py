@@ -18,10 +18,6 @@ module = import_module("heatbath.experiments.data.cifar10")  # the package expor
 EACH = 4  # images in each batch
 
 
-def no_network(url: str, known_hash: str, name: str) -> Path:
-    raise ConnectionError("unplugged")
-
-
 def records(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Labels and images of one batch."""
     random = np.random.default_rng(seed)
@@ -42,13 +38,6 @@ def whole() -> dict[str, bytes]:
     names = [*BATCHES["train"], *BATCHES["test"]]
     made = {name: records(seed) for seed, name in enumerate(names)}
     return {n: b"".join(bytes([label]) + image.tobytes() for label, image in zip(*made[n], strict=True)) for n in names}
-
-
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """$HEATBATH_DATA, empty."""
-    monkeypatch.setenv("HEATBATH_DATA", str(tmp_path))
-    return tmp_path
 
 
 def put(root: Path, content: bytes) -> Path:
@@ -77,7 +66,7 @@ def put_subset(root: Path) -> list[np.ndarray]:
 
 def test_images_and_labels_are_those_of_the_archive(root: Path) -> None:
     put(root, archive(whole()))
-    dataset = load_cifar10(no_network)
+    dataset = load_cifar10()
     assert isinstance(dataset.train, Pixels)
     truth = [records(seed) for seed in range(6)]
     assert dataset.train.labels.tolist() == [int(label) for labels, _ in truth[:5] for label in labels]
@@ -88,7 +77,7 @@ def test_images_and_labels_are_those_of_the_archive(root: Path) -> None:
 
 def test_the_training_images_have_mean_zero_and_variance_one_in_each_channel(root: Path) -> None:
     put(root, archive(whole()))
-    dataset = load_cifar10(no_network)
+    dataset = load_cifar10()
     inputs, _ = dataset.train.batch(torch.arange(len(dataset.train)))
     assert float(inputs.mean((0, 2, 3)).abs().max()) < 1e-5
     torch.testing.assert_close(inputs.var((0, 2, 3), correction=0), torch.ones(3))
@@ -100,13 +89,13 @@ def test_an_archive_that_is_not_the_canonical_one_is_named_so_and_the_canonical_
 ) -> None:
     content = archive(whole())
     put(root, content)
-    dataset = load_cifar10(no_network)
+    dataset = load_cifar10()
     assert (dataset.name, dataset.source) == (
         "cifar10-unverified",
         "local files, $HEATBATH_DATA/cifar10; not the canonical archive",
     )
     monkeypatch.setattr(module, "MD5", hashlib.md5(content).hexdigest())
-    assert load_cifar10(no_network).name == "cifar10"
+    assert load_cifar10().name == "cifar10"
 
 
 def test_a_download_comes_second_and_is_asked_for_with_its_hash(root: Path, tmp_path: Path) -> None:
@@ -141,7 +130,7 @@ def test_the_jpeg_subset_comes_third_and_says_what_it_is_and_why(root: Path) -> 
 
 
 def test_digits_come_last_under_their_own_name_in_three_equal_channels(root: Path) -> None:
-    dataset = load_cifar10(no_network)
+    dataset = load_cifar10()
     assert dataset.name == "digits-upscaled"
     assert f"and $HEATBATH_DATA/{SUBSET} is not complete; grey in three channels" in dataset.source
     assert "www.cs.toronto.edu: ConnectionError" in dataset.source
@@ -174,7 +163,7 @@ def with_a_torn_record() -> bytes:
 def test_a_damaged_archive_is_an_error_and_not_a_reason_for_another_set(make, message: str, root: Path) -> None:  # type: ignore[no-untyped-def]
     file = put(root, make())
     with pytest.raises(ValueError, match=message) as caught:
-        load_cifar10(no_network)
+        load_cifar10()
     assert str(file) in str(caught.value)
 
 

@@ -18,15 +18,10 @@ def idx(values: torch.Tensor) -> bytes:
     return bytes([0, 0, 8, values.dim()]) + struct.pack(f">{values.dim()}I", *values.shape) + bytes(values.flatten().tolist())
 
 
-def no_network(url: str, known_hash: str, name: str) -> Path:
-    raise ConnectionError("unplugged")
-
-
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(root: Path) -> Path:
     """$HEATBATH_DATA/mnist with eight images in the four canonical files."""
-    monkeypatch.setenv("HEATBATH_DATA", str(tmp_path))
-    place = tmp_path / "mnist"
+    place = root / "mnist"
     place.mkdir()
     for half, count in COUNTS.items():
         images = (torch.arange(count * 784) % 256).reshape(count, 28, 28)
@@ -36,7 +31,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_local_files_are_decoded_as_written(folder: Path) -> None:
-    dataset = load_mnist(no_network)
+    dataset = load_mnist()
     assert isinstance(dataset.train, Tensors)
     images, labels = dataset.train.tensors
     assert (len(dataset.train), len(dataset.test)) == (5, 3)
@@ -46,7 +41,7 @@ def test_local_files_are_decoded_as_written(folder: Path) -> None:
 
 
 def test_local_files_that_are_not_mnist_are_named_so(folder: Path) -> None:
-    dataset = load_mnist(no_network)
+    dataset = load_mnist()
     assert dataset.name == "mnist-unverified"
     assert dataset.source == "local files, $HEATBATH_DATA/mnist; the content is not MNIST's"
 
@@ -56,7 +51,7 @@ def test_local_files_with_mnists_content_are_mnist_however_compressed(folder: Pa
         content = gzip.decompress((folder / file).read_bytes())
         monkeypatch.setitem(FILES, file, (md5, hashlib.sha256(content).hexdigest()))
         (folder / file).write_bytes(gzip.compress(content, compresslevel=1))
-    assert load_mnist(no_network).name == "mnist"
+    assert load_mnist().name == "mnist"
 
 
 def test_a_download_comes_second(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,9 +61,8 @@ def test_a_download_comes_second(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert dataset.source.startswith("downloaded from ossci-datasets.s3.amazonaws.com, hash checked")
 
 
-def test_a_packaged_set_comes_last_under_its_own_name_with_the_reasons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HEATBATH_DATA", str(tmp_path))
-    dataset = load_mnist(no_network)
+def test_a_packaged_set_comes_last_under_its_own_name_with_the_reasons(root: Path) -> None:
+    dataset = load_mnist()
     assert dataset.name == "digits-upscaled"
     assert "ships with scikit-learn" in dataset.source
     assert "$HEATBATH_DATA/mnist has no train-images-idx3-ubyte.gz" in dataset.source
@@ -79,7 +73,7 @@ def test_a_damaged_file_is_an_error_and_not_a_reason_for_another_set(folder: Pat
     file = folder / "train-images-idx3-ubyte.gz"
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz is damaged .*replace it, or remove it"):
-        load_mnist(no_network)
+        load_mnist()
 
 
 @pytest.mark.parametrize(

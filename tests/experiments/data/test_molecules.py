@@ -30,22 +30,12 @@ TABLES = {  # three molecules in OGB's format: a bond of two atoms, a lone atom,
 }
 
 
-def no_network(url: str, known_hash: str, name: str) -> Path:
-    raise ConnectionError("unplugged")
-
-
 def archive() -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as made:
         for name, text in TABLES.items():
             made.writestr(f"pcba/{name}.csv.gz", gzip.compress(text.encode()))
     return file.getvalue()
-
-
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HEATBATH_DATA", str(tmp_path))
-    return tmp_path
 
 
 def put_pcba(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -77,7 +67,7 @@ def put_toxcast(root: Path, **changes: np.ndarray) -> Path:
 
 def test_an_archive_of_ogb_is_read_with_both_directions_of_each_bond(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_pcba(root, monkeypatch)
-    dataset = load_molecules(no_network)
+    dataset = load_molecules()
     assert dataset.name == "ogbg-molpcba"
     assert dataset.source == "local files, $HEATBATH_DATA/ogbg_molpcba; scaffold split"
     nodes, edges, bonds, node_counts, edge_counts, target = dataset.train.batch(torch.tensor([0]))
@@ -97,19 +87,19 @@ def test_an_archive_of_ogb_is_read_with_both_directions_of_each_bond(root: Path,
 def test_an_archive_with_another_content_is_named_so(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_pcba(root, monkeypatch)
     monkeypatch.setitem(module.PCBA, "pcba.zip", Remote(("https://one.example/pcba.zip",), "sha256:0"))
-    assert load_molpcba(no_network).name == "ogbg-molpcba-unverified"
+    assert load_molpcba().name == "ogbg-molpcba-unverified"
 
 
 @pytest.mark.parametrize("content", [b"no archive", archive()[:400]])
 def test_a_damaged_archive_is_an_error(content: bytes, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_pcba(root, monkeypatch).write_bytes(content)
     with pytest.raises(ValueError, match=r"pcba\.zip is damaged .*: replace it, or remove it"):
-        load_molecules(no_network)
+        load_molecules()
 
 
 def test_toxcast_comes_second_and_minus_one_is_no_label(root: Path) -> None:
     path = put_toxcast(root)
-    dataset = load_molecules(no_network)
+    dataset = load_molecules()
     assert dataset.name == "toxcast128-unverified"  # a made-up file
     assert (len(dataset.train), len(dataset.test)) == (1, 1)
     assert dataset.train.batch(torch.tensor([0]))[-1].nan_to_num(-1).tolist() == [[1.0, -1.0]]
@@ -128,7 +118,7 @@ def test_a_download_comes_third(root: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_atlas_comes_last_under_its_own_name_with_the_reasons(root: Path) -> None:
-    dataset = load_molecules(no_network)
+    dataset = load_molecules()
     assert dataset.name == "graph-atlas"
     assert "ships with networkx" in dataset.source
     assert "$HEATBATH_DATA/molgraphs has no toxcast128.npz, and there is no host to download them from" in dataset.source

@@ -16,17 +16,12 @@ from heatbath.experiments.data.olivetti import FILE, cut_patches, load_faces, re
 module = import_module("heatbath.experiments.data.olivetti")
 
 
-def no_network(url: str, known_hash: str, name: str) -> Path:
-    raise ConnectionError("unplugged")
-
-
 @pytest.fixture
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def file(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """$HEATBATH_DATA/olivetti with a file of random faces; two patches of each."""
-    monkeypatch.setenv("HEATBATH_DATA", str(tmp_path))
     monkeypatch.setattr(module, "PATCHES", 2)
-    (tmp_path / "olivetti").mkdir()
-    path = tmp_path / "olivetti" / FILE
+    (root / "olivetti").mkdir()
+    path = root / "olivetti" / FILE
     scipy.io.savemat(path, {"faces": np.random.default_rng(0).integers(256, size=(4096, 400), dtype=np.uint8)})
     return path
 
@@ -61,7 +56,7 @@ def test_a_patch_reads_a_linear_image_at_the_points_of_a_turned_square_inside_th
 
 
 def test_patches_have_mean_zero_in_each_pixel_and_variance_one_on_average(file: Path) -> None:
-    train, test = inputs(load_faces(no_network))
+    train, test = inputs(load_faces())
     assert (train.shape, test.shape) == ((600, 625), (200, 625))
     assert float(train.mean(0).abs().max()) < 1e-5
     assert float(train.square().mean()) == pytest.approx(1, rel=1e-4)
@@ -71,22 +66,22 @@ def test_patches_have_mean_zero_in_each_pixel_and_variance_one_on_average(file: 
 def test_the_same_patches_are_made_each_time_and_no_person_is_in_both_halves(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, again = (inputs(load_faces(no_network)) for _ in range(2))
+    first, again = (inputs(load_faces()) for _ in range(2))
     assert torch.equal(first[0], again[0])
     faces = scipy.io.loadmat(file)["faces"]
     faces[:, 300:] = 0  # the last ten people
     scipy.io.savemat(file, {"faces": faces})
-    changed = inputs(load_faces(no_network))
+    changed = inputs(load_faces())
     assert torch.equal(changed[0], first[0])
     assert float(changed[1].std(0).max()) < 1e-5
 
 
 def test_a_local_file_is_named_by_what_it_is(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = load_faces(no_network)
+    dataset = load_faces()
     assert dataset.name == "olivetti-patches-unverified"
     assert dataset.source.startswith("local files, $HEATBATH_DATA/olivetti, none of the known files; 2 patches of 25×25")
     monkeypatch.setattr(module, "COPIES", {hashlib.sha256(file.read_bytes()).hexdigest()})
-    dataset = load_faces(no_network)
+    dataset = load_faces()
     assert dataset.name == "olivetti-patches"
     assert "content checked" in dataset.source
 
@@ -105,9 +100,7 @@ def test_a_download_comes_second_with_scikit_learns_hash(file: Path, monkeypatch
     assert asked == [(FACES.url, f"sha256:{FACES.checksum}")]
 
 
-def test_digits_come_last_under_their_own_name_with_the_reasons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HEATBATH_DATA", str(tmp_path))
-
+def test_digits_come_last_under_their_own_name_with_the_reasons(root: Path) -> None:
     def tampered(url: str, known_hash: str, name: str) -> Path:
         raise ValueError("SHA256 hash of downloaded file does not match")
 
@@ -123,11 +116,11 @@ def test_digits_come_last_under_their_own_name_with_the_reasons(tmp_path: Path, 
 def test_a_file_of_something_else_is_an_error_and_not_a_reason_for_another_set(file: Path) -> None:
     scipy.io.savemat(file, {"faces": np.zeros((4096, 399), dtype=np.uint8)})
     with pytest.raises(ValueError, match=r"is no Olivetti file: faces has shape \(4096, 399\), not \(4096, 400\)"):
-        load_faces(no_network)
+        load_faces()
     scipy.io.savemat(file, {"places": np.zeros(3)})
     with pytest.raises(ValueError, match=r"is damaged or no Olivetti file \('faces'\): replace it, or remove it"):
-        load_faces(no_network)
+        load_faces()
     for content in (b"no matrix", 50 * b"no matrix, but longer ", b""):
         file.write_bytes(content)
         with pytest.raises(ValueError, match="is damaged or no Olivetti file"):
-            load_faces(no_network)
+            load_faces()

@@ -12,15 +12,10 @@ from heatbath.experiments.data.shakespeare import ALPHABET, encode, load_shakesp
 TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n" * 20
 
 
-def no_network(url: str, known_hash: str, name: str) -> Path:
-    raise ConnectionError("unplugged")
-
-
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """$HEATBATH_DATA/tinyshakespeare with a short text that has the right hash."""
-    monkeypatch.setenv("HEATBATH_DATA", str(tmp_path))
-    place = tmp_path / "tinyshakespeare"
+    place = root / "tinyshakespeare"
     place.mkdir()
     (place / "input.txt").write_text(TEXT)
     monkeypatch.setattr(module, "SHA256", hashlib.sha256(TEXT.encode()).hexdigest())
@@ -37,7 +32,7 @@ def test_the_alphabet_has_65_characters_in_order() -> None:
 
 
 def test_windows_are_the_text_and_targets_the_text_one_later(folder: Path) -> None:
-    dataset = load_shakespeare(10, no_network)
+    dataset = load_shakespeare(10)
     border = int(0.9 * len(TEXT))
     for split, text in ((dataset.train, TEXT[:border]), (dataset.test, TEXT[border:])):
         inputs, target = split.batch(torch.arange(len(split)))
@@ -48,14 +43,14 @@ def test_windows_are_the_text_and_targets_the_text_one_later(folder: Path) -> No
 
 
 def test_a_local_file_with_the_right_hash_is_tiny_shakespeare(folder: Path) -> None:
-    dataset = load_shakespeare(10, no_network)
+    dataset = load_shakespeare(10)
     assert dataset.name == "tiny-shakespeare"
     assert dataset.source.startswith("local files, $HEATBATH_DATA/tinyshakespeare, content checked; windows of 10")
 
 
 def test_a_local_file_with_another_text_is_named_so(folder: Path) -> None:
     (folder / "input.txt").write_text(TEXT + "!")
-    dataset = load_shakespeare(10, no_network)
+    dataset = load_shakespeare(10)
     assert dataset.name == "text-unverified"
     assert "the content is not tiny-shakespeare's" in dataset.source
 
@@ -95,5 +90,5 @@ def test_characters_beyond_the_alphabet_are_spaces() -> None:
 def test_a_text_shorter_than_a_window_is_refused(folder: Path) -> None:
     (folder / "input.txt").write_text("short")
     with pytest.raises(ValueError, match="a text of 4 characters is too short for windows of 10: give a longer one"):
-        load_shakespeare(10, no_network)
+        load_shakespeare(10)
     assert len(windows(torch.arange(11), 10)) == 1

@@ -10,10 +10,6 @@ import torch
 from heatbath.experiments.data.uci import load_breast_cancer, load_table, read_table
 
 
-def fails(url: str, known_hash: str, name: str) -> Path:
-    raise TimeoutError
-
-
 def folder_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: bytes, masks: bytes) -> None:
     folder = tmp_path / "uci" / "yacht"
     folder.mkdir(parents=True)
@@ -43,11 +39,11 @@ def test_a_local_table_is_split_and_standardized_by_its_training_rows(tmp_path, 
 
 def test_without_the_table_diabetes_stands_in_under_its_own_name(monkeypatch):
     monkeypatch.delenv("HEATBATH_DATA", raising=False)
-    data = load_table("energy", fetch=fails)
+    data = load_table("energy")
     assert data.name == "diabetes"
     assert "HEATBATH_DATA is not set" in data.source
     with pytest.raises(FileNotFoundError, match="the files of uci/energy are missing"):
-        read_table("energy", fetch=fails)
+        read_table("energy")
 
 
 @pytest.mark.parametrize(

@@ -7,36 +7,34 @@ from typing import Annotated
 
 import typer
 
-from heatbath.cli.terminal import console, mistakes, trial_bar
+from heatbath.cli import options
+from heatbath.cli.terminal import answer, mistakes, named_recipe
 
 
 def batch_size(
-    recipe: Annotated[str, typer.Argument(help="What to train; see `heatbath recipes`.")],
-    runs: Annotated[Path | None, typer.Option(help="Folder of the trials' records. Default runs/batch-size-RECIPE.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the page; by default the folder page inside --runs.")] = None,
+    recipe: options.Recipe,
+    runs: options.Trials = None,
+    out: options.Page = None,
     batch_size: Annotated[
         list[int] | None, typer.Option(help="Batch sizes, at least three. Default 16, 32, 64, 128, 256, 512, 1024.")
     ] = None,
     metric: Annotated[str | None, typer.Option(help="What has to reach the target; by default the recipe's.")] = None,
     target: Annotated[float | None, typer.Option(help="Value to be reached; by default the recipe's.")] = None,
     steps: Annotated[int | None, typer.Option(help="The most updates of a run; by default the recipe's.")] = None,
-    eval_every: Annotated[int | None, typer.Option(help="Steps between two measurements; by default the recipe's.")] = None,
+    eval_every: options.EvalEvery = None,
     seeds: Annotated[int, typer.Option(help="Runs with the best of each.")] = 3,
     trials: Annotated[int, typer.Option(help="Trials of every optimizer at every batch size.")] = 8,
     solver: Annotated[str, typer.Option(help="Of thermodynamic K-FAC.")] = "thermodynamic-solve",
     bits: Annotated[int, typer.Option(help="Of its machine.")] = 8,
-    machine: Annotated[str | None, typer.Option(metavar="NAME|FILE.toml", help="Default tngd-2024.")] = None,
-    jobs: Annotated[int, typer.Option(help="Trials side by side, each on one thread.")] = 1,
+    machine: options.StudiedMachine = None,
+    jobs: options.Jobs = 1,
 ) -> None:
     """Steps to a target against batch size: SGD, Adam, K-FAC and thermodynamic K-FAC, each tuned at each."""
     with mistakes():
         from heatbath.experiments.experiment import Target
-        from heatbath.experiments.optimizers import known
         from heatbath.experiments.studies import BatchSize, Contender, Setting, batch_size_page
-        from heatbath.recipes import recipe_functions
 
-        functions = recipe_functions()
-        function = functions[known(recipe, functions, "recipe")]
+        function = named_recipe(recipe)
         task = function()
         name = task.target.metric if metric is None else metric
         higher = task.target.higher if name == task.target.metric else not name.endswith(("loss", "error"))
@@ -53,8 +51,4 @@ def batch_size(
             trials=trials,
         )
         folder = runs or Path("runs") / f"batch-size-{recipe}"
-        terminal = console()
-        with trial_bar(terminal, total=None) as watch:
-            found = study.run(folder, jobs=jobs, watch=watch)
-        page = batch_size_page(study, found).write(out or folder / "page")
-        terminal.print(f"page: {page}", highlight=False, soft_wrap=True)
+        answer(lambda watch: batch_size_page(study, study.run(folder, jobs=jobs, watch=watch)), out or folder / "page")

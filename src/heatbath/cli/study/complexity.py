@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from heatbath.cli import options
 from heatbath.cli.terminal import console, mistakes
 
 
@@ -14,7 +15,7 @@ def complexity(
     seeds: Annotated[int, typer.Option(help="Random matrices for each point.")] = 4,
     machine: Annotated[str, typer.Option(metavar="NAME|FILE.toml", help="Whose bits and drives are counted.")] = "tngd-2024",
     runs: Annotated[Path, typer.Option(help="Folder of counts and measurements.")] = Path("runs/complexity"),
-    out: Annotated[Path | None, typer.Option(help="Folder of the page; by default the folder page inside --runs.")] = None,
+    out: options.Page = None,
 ) -> None:
     """How work and machine time grow with size, condition number and drives, next to what was claimed."""
     with mistakes():

@@ -7,32 +7,30 @@ from typing import Annotated
 
 import typer
 
-from heatbath.cli.terminal import console, mistakes, trial_bar
+from heatbath.cli import options
+from heatbath.cli.terminal import answer, mistakes, named_recipe
 
 
 def convergence(
-    recipe: Annotated[str, typer.Argument(help="What to train; see `heatbath recipes`.")],
-    runs: Annotated[Path | None, typer.Option(help="Folder of the trials' records. Default runs/convergence-RECIPE.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the page; by default the folder page inside --runs.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Updates of every trial and run; by default the recipe's.")] = None,
+    recipe: options.Recipe,
+    runs: options.Trials = None,
+    out: options.Page = None,
+    steps: options.TrialSteps = None,
     seeds: Annotated[int, typer.Option(help="Runs with the best of each optimizer.")] = 3,
-    batch_size: Annotated[int | None, typer.Option(help="Training examples per step; by default the recipe's.")] = None,
-    eval_every: Annotated[int | None, typer.Option(help="Steps between two measurements; by default the recipe's.")] = None,
+    batch_size: options.BatchSize = None,
+    eval_every: options.EvalEvery = None,
     bits: Annotated[list[int] | None, typer.Option(help="Precisions of the machine. Default 8 and 12.")] = None,
-    machine: Annotated[str | None, typer.Option(metavar="NAME|FILE.toml", help="Default tngd-2024.")] = None,
+    machine: options.StudiedMachine = None,
     baseline: Annotated[list[str] | None, typer.Option(help="Further baselines besides AdamW: sgd, nadamw, muon, …")] = None,
     contender: Annotated[str, typer.Option(help="The K-FAC of the study: kfac or kfac-quadratic.")] = "kfac",
     trials: Annotated[int, typer.Option(help="Trials of each optimizer at most.")] = 40,
-    jobs: Annotated[int, typer.Option(help="Trials side by side, each on one thread.")] = 1,
+    jobs: options.Jobs = 1,
 ) -> None:
     """Steps and time of AdamW, other baselines, digital and thermodynamic K-FAC, each tuned on held-out training data."""
     with mistakes():
-        from heatbath.experiments.optimizers import known
         from heatbath.experiments.studies import Convergence, convergence_page
-        from heatbath.recipes import recipe_functions
 
-        functions = recipe_functions()
-        function = functions[known(recipe, functions, "recipe")]
+        function = named_recipe(recipe)
         study = Convergence(
             function,
             steps=function().steps if steps is None else steps,
@@ -46,8 +44,4 @@ def convergence(
             contender=contender,
         )
         folder = runs or Path("runs") / f"convergence-{recipe}"
-        terminal = console()
-        with trial_bar(terminal, total=None) as watch:
-            outcomes = study.run(folder, jobs=jobs, watch=watch)
-        page = convergence_page(study, outcomes).write(out or folder / "page")
-        terminal.print(f"page: {page}", highlight=False, soft_wrap=True)
+        answer(lambda watch: convergence_page(study, study.run(folder, jobs=jobs, watch=watch)), out or folder / "page")

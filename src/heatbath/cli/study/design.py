@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from heatbath.cli.terminal import console, mistakes, trial_bar
+from heatbath.cli import options
+from heatbath.cli.terminal import answer, mistakes, named_recipe
 
 
 def design(
-    recipe: Annotated[str, typer.Argument(help="What to train; see `heatbath recipes`.")] = "digits-mlp",
+    recipe: options.Recipe = "digits-mlp",
     seconds: Annotated[float | None, typer.Option(help="Budget: seconds a step.")] = None,
     joules: Annotated[float | None, typer.Option(help="Budget: joules a step; the machine must state its energies.")] = None,
     slowdown: Annotated[float | None, typer.Option(help="Budget: time of a step over the best digital K-FAC's.")] = None,
@@ -20,24 +21,21 @@ def design(
     keep: Annotated[float, typer.Option(help="Share of the steps saved that must be kept.")] = 0.8,
     fallback: Annotated[float, typer.Option(help="Share of blocks a machine may hand to the digital side.")] = 0.0,
     seeds: Annotated[int, typer.Option(help="Runs of each.")] = 2,
-    steps: Annotated[int | None, typer.Option(help="Updates of every run; by default the recipe's.")] = None,
+    steps: options.TrialSteps = None,
     machine: Annotated[str, typer.Option(metavar="NAME|FILE.toml", help="All but bits, settling and τ.")] = "tngd-2024",
-    runs: Annotated[Path | None, typer.Option(help="Folder of records and counts. Default runs/design-RECIPE.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the page; by default the folder page inside --runs.")] = None,
-    jobs: Annotated[int, typer.Option(help="Trials side by side, each on one thread.")] = 1,
+    runs: options.Trials = None,
+    out: options.Page = None,
+    jobs: options.Jobs = 1,
 ) -> None:
     """Bits, settling time, τ and number of the cheapest machines that keep K-FAC's benefit within a budget."""
     with mistakes():
         from heatbath.costs import h100, h100_bf16
-        from heatbath.experiments.optimizers import known
         from heatbath.experiments.studies import Budget, Design, design_page
         from heatbath.machines import load_machine
-        from heatbath.recipes import recipe_functions
 
-        functions = recipe_functions()
         budget = Budget(seconds, joules, slowdown)
         study = Design(
-            functions[known(recipe, functions, "recipe")],
+            named_recipe(recipe),
             load_machine(machine),
             h100(),
             h100_bf16(),
@@ -49,8 +47,4 @@ def design(
             fallback=fallback,
         )
         folder = runs or Path("runs") / f"design-{recipe}"
-        terminal = console()
-        with trial_bar(terminal, total=None) as watch:
-            found = study.run(folder, jobs=jobs, watch=watch)
-        page = design_page(study, found, budget).write(out or folder / "page")
-        terminal.print(f"page: {page}", highlight=False, soft_wrap=True)
+        answer(lambda watch: design_page(study, study.run(folder, jobs=jobs, watch=watch), budget), out or folder / "page")

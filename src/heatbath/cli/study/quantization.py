@@ -7,16 +7,17 @@ from typing import Annotated
 
 import typer
 
-from heatbath.cli.terminal import console, mistakes, trial_bar
+from heatbath.cli import options
+from heatbath.cli.terminal import answer, mistakes, named_recipe
 
 
 def quantization(
-    recipe: Annotated[str, typer.Argument(help="What to train; see `heatbath recipes`.")],
-    runs: Annotated[Path | None, typer.Option(help="Folder of the trials' records. Default runs/quantization-RECIPE.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the page; by default the folder page inside --runs.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Updates of every trial and run; by default the recipe's.")] = None,
+    recipe: options.Recipe,
+    runs: options.Trials = None,
+    out: options.Page = None,
+    steps: options.TrialSteps = None,
     seeds: Annotated[int, typer.Option(help="Runs of every point.")] = 2,
-    batch_size: Annotated[int | None, typer.Option(help="Training examples per step; by default the recipe's.")] = None,
+    batch_size: options.BatchSize = None,
     trials: Annotated[int, typer.Option(help="The most trials of one search.")] = 40,
     search_seeds: Annotated[int, typer.Option(help="Runs of every trial, of which the worst counts.")] = 3,
     matrix_bits: Annotated[list[int] | None, typer.Option(help="Bits of a matrix entry. Default 4, 6, 8, 12.")] = None,
@@ -27,17 +28,14 @@ def quantization(
         list[str] | None,
         typer.Option(help="What to vary alone: noise, settling, mismatch, drift, drive, or none. Default all."),
     ] = None,
-    machine: Annotated[str | None, typer.Option(metavar="NAME|FILE.toml", help="Default tngd-2024.")] = None,
-    jobs: Annotated[int, typer.Option(help="Trials side by side, each on one thread.")] = 1,
+    machine: options.StudiedMachine = None,
+    jobs: options.Jobs = 1,
 ) -> None:
     """Matrix bits, read bits and damping together, then noise, settling, mismatch and drift alone: what K-FAC keeps."""
     with mistakes():
-        from heatbath.experiments.optimizers import known
         from heatbath.experiments.studies import Grid, Quantization, Setting, quantization_page
-        from heatbath.recipes import recipe_functions
 
-        functions = recipe_functions()
-        function = functions[known(recipe, functions, "recipe")]
+        function = named_recipe(recipe)
         default = Grid()
         grid = Grid(
             tuple(matrix_bits or default.matrix_bits),
@@ -49,8 +47,4 @@ def quantization(
         setting = Setting(function, function().steps if steps is None else steps, batch_size)
         study = Quantization(setting, grid, machine, seeds=seeds, trials=trials, search_seeds=search_seeds)
         folder = runs or Path("runs") / f"quantization-{recipe}"
-        terminal = console()
-        with trial_bar(terminal, total=None) as watch:
-            findings = study.run(folder, jobs=jobs, watch=watch)
-        page = quantization_page(study, findings).write(out or folder / "page")
-        terminal.print(f"page: {page}", highlight=False, soft_wrap=True)
+        answer(lambda watch: quantization_page(study, study.run(folder, jobs=jobs, watch=watch)), out or folder / "page")

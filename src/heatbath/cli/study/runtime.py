@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from heatbath.cli import options
 from heatbath.cli.terminal import console, mistakes
 
 
@@ -19,7 +20,7 @@ def runtime(
     machine: Annotated[str, typer.Option(metavar="NAME|FILE.toml", help="What the machines are.")] = "tngd-2024",
     every: Annotated[list[int] | None, typer.Option(help="Steps between refreshes. Default 1, 10 and 100.")] = None,
     runs: Annotated[Path, typer.Option(help="Folder of the counts.")] = Path("runs/runtime"),
-    out: Annotated[Path | None, typer.Option(help="Folder of the page; by default the folder page inside --runs.")] = None,
+    out: options.Page = None,
 ) -> None:
     """Time and energy of a step of SGD, Adam, K-FAC and thermodynamic K-FAC, from counted work; nothing is trained."""
     with mistakes():

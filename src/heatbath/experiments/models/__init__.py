@@ -1,4 +1,7 @@
-"""The networks that recipes train: one file per family."""
+"""The networks that recipes train: one file per family.
+
+`language` and `graph` hold the losses and measures of their tasks too; recipes import from them directly.
+"""
 
 from heatbath.experiments.models.feedforward import autoencoder as autoencoder
 from heatbath.experiments.models.feedforward import mlp as mlp

@@ -13,13 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from heatbath.experiments.choice import Choice
 from heatbath.experiments.experiment import Experiment, Target, held_out_name
-from heatbath.experiments.optimizers import CURVED, SELF_PACED, Choice, choose
+from heatbath.experiments.optimizers import CURVED, SELF_PACED, choose
 from heatbath.experiments.records import Record
 from heatbath.experiments.runner import Ending
-from heatbath.experiments.studies.bench import Bench, Outcome, Setting, Watch, unwatched
+from heatbath.experiments.studies.bench import Bench, Outcome, Setting
 from heatbath.experiments.studies.convergence import BASELINE_AXES, DIGITAL_AXES
 from heatbath.experiments.studies.critical import Fit, fit_critical
+from heatbath.experiments.trials import Watch, unwatched
 from heatbath.experiments.tuned import Score
 
 

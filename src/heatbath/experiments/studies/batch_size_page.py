@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
@@ -18,7 +17,7 @@ from heatbath.experiments.plots import COLOURS, style
 from heatbath.experiments.studies.batch_size import BatchSize, Scaling
 from heatbath.experiments.studies.critical import CONFIDENCE, Estimate
 from heatbath.experiments.studies.page import Page, Picture, Table
-from heatbath.experiments.studies.searches import WORDS, trials_csv
+from heatbath.experiments.studies.searches import best_and_tried, finite, trials_csv
 
 MARKS = "osD^vP"
 
@@ -197,11 +196,7 @@ def _tuning(found: Sequence[Scaling]) -> Table:
     rows = []
     for one in found:
         for size, outcome in one.outcomes.items():
-            hyper = outcome.tuned.choice.hyper
-            best = ", ".join(f"{WORDS.get(name, name)} {getattr(hyper, name):g}" for name in outcome.searched)
-            loose = ", ".join(WORDS.get(name, name) for name in outcome.tuned.near_edge)
-            tried = f"not all: {loose}" if loose else "all"
-            rows.append([one.title, str(size), str(outcome.tuned.trials), best, tried])
+            rows.append([one.title, str(size), str(outcome.tuned.trials), *best_and_tried(outcome)])
     return Table(["optimizer", "batch size", "trials", "best", "neighbours tried"], rows)
 
 
@@ -268,8 +263,4 @@ def _plain(one: Scaling) -> dict[str, Any]:  # Any: JSON values
 
 
 def _numbers(estimate: Estimate) -> dict[str, Any]:  # Any: JSON values
-    return {"value": estimate.value, "interval": _finite(estimate.interval), "log_error": _finite([estimate.error])[0]}
-
-
-def _finite(values: Iterable[float]) -> list[float | None]:
-    return [value if math.isfinite(value) else None for value in values]
+    return {"value": estimate.value, "interval": finite(estimate.interval), "log_error": finite([estimate.error])[0]}

@@ -7,22 +7,17 @@ data, with seeds of which every optimizer has the same start and batches, and me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from heatbath.experiments.choice import Choice
 from heatbath.experiments.compass import Compass, compass
-from heatbath.experiments.optimizers import CURVED, Choice
+from heatbath.experiments.optimizers import CURVED
 from heatbath.experiments.records import Record
 from heatbath.experiments.runner import Ending
-from heatbath.experiments.trials import Recipe, Trial, run_trials
+from heatbath.experiments.trials import Recipe, Trial, Watch, run_trials, unwatched
 from heatbath.experiments.tuned import Score, Tuned, score
-
-Watch = Callable[[Trial, Record, bool], None]
-
-
-def unwatched(trial: Trial, record: Record, fresh: bool) -> None:
-    """Nobody looks."""
 
 
 @dataclass(frozen=True)

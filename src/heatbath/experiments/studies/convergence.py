@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from heatbath.experiments.optimizers import THERMODYNAMIC, choose, known
-from heatbath.experiments.studies.bench import Bench, Outcome, Setting, Watch, unwatched
-from heatbath.experiments.trials import Recipe
+from heatbath.experiments.studies.bench import Bench, Outcome, Setting
+from heatbath.experiments.trials import Recipe, Watch, unwatched
 
 DIGITAL_AXES = ("lr", "damping", "kl_clip")
 BASELINE = "adamw"

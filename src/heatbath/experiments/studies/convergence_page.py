@@ -9,12 +9,13 @@ from typing import Any
 
 from heatbath.costs import with_unit
 from heatbath.experiments.comparison import data_lines, predict
+from heatbath.experiments.groups import steps_text
 from heatbath.experiments.plots import Axis, band_csv, band_curves
 from heatbath.experiments.records import Record
 from heatbath.experiments.studies.bench import Outcome
 from heatbath.experiments.studies.convergence import Convergence
 from heatbath.experiments.studies.page import Page, Picture, Table
-from heatbath.experiments.studies.searches import spread, trials_csv, tuning_table
+from heatbath.experiments.studies.searches import finite, spread, trials_csv, tuning_table
 from heatbath.experiments.tuned import RULE
 
 SMOOTH = 5  # losses of mini-batches that are averaged before they are compared
@@ -129,7 +130,7 @@ def _results(outcomes: Sequence[Outcome], judged: str, other: str) -> Table:
         predicted, unstated = _predicted(outcome)
         cells = [spread([dict(_series(run, judged)).get(step, math.nan) for run in outcome.runs]) for step in shown]
         cells.append(spread(_ends(outcome, other)))
-        cells.append(_steps(steps_to_level(outcome, baseline, judged)))
+        cells.append(steps_text(steps_to_level(outcome, baseline, judged)))
         cells.append(f"{_seconds(outcome):.0f}")
         bound = "≥ " if unstated else ""
         cells.append("–" if predicted is None else bound + with_unit(predicted, "s"))
@@ -155,15 +156,6 @@ def _quarters(grid: Sequence[int]) -> list[int]:
     return list(dict.fromkeys(min(grid, key=lambda step: abs(step - grid[-1] * share)) for share in (0.25, 0.5, 1.0)))
 
 
-def _steps(steps: Sequence[int | None]) -> str:
-    known = [step for step in steps if step is not None]
-    if not known:
-        return "not reached"
-    missed = len(steps) - len(known)
-    text = f"{min(known)}" if min(known) == max(known) else f"{min(known)} to {max(known)}"
-    return text + (f", not reached by {missed} of {len(steps)}" if missed else "")
-
-
 def _scope(study: Convergence, outcomes: Sequence[Outcome]) -> str:
     header = outcomes[0].runs[0].header
     examples = study.steps * header["batch_size"]
@@ -183,11 +175,24 @@ def _findings(outcomes: Sequence[Outcome]) -> list[str]:
         level = steps_to_level(outcome, baseline, judged)
         loss = steps_to_level(outcome, baseline, "loss")
         lines.append(
-            f"- **{outcome.title}** {_verdict(level, steps)}: it is at {baseline.title}'s final {judged} at step "
-            f"{_steps(level)} of {steps}, and at its final training loss at step {_steps(loss)}. After {steps} steps its "
+            f"- **{outcome.title}** {_verdict(level, steps)}: it is at {baseline.title}'s final {judged} "
+            f"{_when(level, f' of {steps}')}, and at its final training loss {_when(loss)}. After {steps} steps its "
             f"{judged} is {spread(_ends(outcome, judged))}, against {spread(_ends(baseline, judged))}."
         )
     return ["\n".join(lines)]
+
+
+def _when(steps: Sequence[int | None], whole: str = "") -> str:
+    """At which steps seeds were there, in the middle of a sentence.
+
+    >>> _when([25, 30, None], " of 60"), _when([25]), _when([None])
+    ('at step 25 to 30 of 60 with 2 of 3 seeds', 'at step 25', 'at no step')
+    """
+    known = [step for step in steps if step is not None]
+    if not known:
+        return "at no step"
+    some = "" if len(known) == len(steps) else f" with {len(known)} of {len(steps)} seeds"
+    return f"at step {steps_text(known)}{whole}{some}"
 
 
 def _verdict(level: Sequence[int | None], steps: int) -> str:
@@ -239,14 +244,10 @@ def _plain(outcome: Outcome, baseline: Outcome) -> dict[str, Any]:  # Any: JSON 
     return {
         **outcome.tuned.to_json(),
         "searched": list(outcome.searched),
-        "final": {judged: _finite(_ends(outcome, judged)), other: _finite(_ends(outcome, other))},
+        "final": {judged: finite(_ends(outcome, judged)), other: finite(_ends(outcome, other))},
         "steps_to_baseline": {m: steps_to_level(outcome, baseline, m) for m in (judged, "loss")},
         "seconds_here": _seconds(outcome),
         "predicted_seconds": predicted,
         "predicted_is_lower_bound": unstated,
         "work": [run.measured[-1].get("work") for run in outcome.runs][:1],
     }
-
-
-def _finite(values: Sequence[float]) -> list[float | None]:
-    return [value if math.isfinite(value) else None for value in values]

@@ -12,27 +12,27 @@ bits; among equals the slowest τ is the easiest to build.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
 from heatbath.costs import Bill, Digital
-from heatbath.experiments.optimizers import THERMODYNAMIC, Choice, choose
+from heatbath.experiments.choice import Choice
+from heatbath.experiments.optimizers import THERMODYNAMIC, choose
 from heatbath.experiments.records import Record
 from heatbath.experiments.studies.networks import shapes_of
 from heatbath.experiments.studies.runtime import count, methods, with_time_constant
 from heatbath.experiments.studies.step_bill import Hardware, Prices, step_prices
 from heatbath.experiments.studies.step_work import StepWork, rescaled
-from heatbath.experiments.trials import Recipe, Trial, run_trials
+from heatbath.experiments.trials import Recipe, Trial, Watch, run_trials, unwatched
 from heatbath.machines import MachineSpec, with_bits
 from heatbath.optim import Policy
 from heatbath.solvers import Outcome
+from heatbath.solvers.thermodynamic import SETTLE_TAUS
 
 ROUTES = {"thermodynamic-inverse": "inverse", "thermodynamic-solve": "solve"}  # solvers, and the methods that count them
 TIME_CONSTANTS = (1e-6, 1e-7, 1e-8)
-
-Watch = Callable[[Trial, Record, bool], None]
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class Design:
         if not 0 <= self.fallback <= 1:
             raise ValueError(f"the share that may fall back lies in [0, 1], got {self.fallback}")
 
-    def run(self, folder: Path, *, jobs: int = 1, watch: Watch = lambda trial, record, fresh: None) -> Designed:
+    def run(self, folder: Path, *, jobs: int = 1, watch: Watch = unwatched) -> Designed:
         """Make the trials and counts that are missing, then price all machines.
 
         Args:
@@ -253,7 +253,7 @@ class Design:
         found = []
         for tau, machines in product(TIME_CONSTANTS, numbers):
             spec = with_time_constant(self._spec(precision), tau)
-            settle = precision.settle * tau / ((self.spec.settle_taus or 50.0) * self.spec.time_constant)
+            settle = precision.settle * tau / ((self.spec.settle_taus or SETTLE_TAUS) * self.spec.time_constant)
             scaled = rescaled(step, time=settle, bits=precision.bits / (self.spec.matrix_bits or 32))
             prices: Prices = step_prices(scaled, self._fleet(spec, machines))
             found.append(Candidate(tried, tau, machines, cells, prices.per_step(self.every), kept))

@@ -25,12 +25,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 
-from heatbath.experiments.optimizers import Choice, choose, machine_spec
+from heatbath.experiments.choice import Choice
+from heatbath.experiments.optimizers import choose, machine_spec
 from heatbath.experiments.records import Record, Row
 from heatbath.experiments.runner import Ending
-from heatbath.experiments.studies.bench import Bench, Outcome, Setting, Watch, unwatched
+from heatbath.experiments.studies.bench import Bench, Outcome, Setting
 from heatbath.experiments.studies.convergence import BASELINE_AXES, DIGITAL_AXES, THERMODYNAMIC_AXES
 from heatbath.experiments.studies.grid import SWEEPS, Grid
+from heatbath.experiments.trials import Watch, unwatched
 from heatbath.machines import with_bits
 from heatbath.solvers import Outcome as Outcomes
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator
 
-from heatbath.experiments.optimizers import TITLES
+from heatbath.experiments.choice import TITLES
 from heatbath.experiments.plots import COLOURS, INK, style
 from heatbath.experiments.studies.grid import SWEEPS
 from heatbath.experiments.studies.page import Picture

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
+from heatbath.experiments.choice import TITLES
 from heatbath.experiments.comparison import data_lines
-from heatbath.experiments.optimizers import TITLES, machine_spec
+from heatbath.experiments.optimizers import machine_spec
 from heatbath.experiments.studies.grid import DRIFT, DRIFT_SPREAD, SWEEPS
 from heatbath.experiments.studies.page import Page, Table
 from heatbath.experiments.studies.quantization import Findings, Point, Quantization

@@ -1,11 +1,11 @@
-"""What the searches of a study found, as a table and as CSV; numbers in words."""
+"""What the searches of a study found, as a table and as CSV; numbers in words and for JSON."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 from heatbath.experiments.studies.bench import Outcome
@@ -18,13 +18,18 @@ def tuning_table(outcomes: Sequence[Outcome], titles: Sequence[str] | None = Non
     """What each search found, and what it cost; one row each, named by its optimizer or by `titles`."""
     rows = []
     for outcome, title in zip(outcomes, titles or [outcome.title for outcome in outcomes], strict=True):
-        hyper = outcome.tuned.choice.hyper
-        best = ", ".join(f"{WORDS.get(name, name)} {getattr(hyper, name):g}" for name in outcome.searched)
-        loose = ", ".join(WORDS.get(name, name) for name in outcome.tuned.near_edge)
         value = "–" if outcome.tuned.value is None else f"{outcome.tuned.value:.4g}"
-        rows.append([title, str(outcome.tuned.trials), str(outcome.tuned.diverged), best, value, loose or "all"])
-    head = ["optimizer", "trials", "diverged", "best", "held-out", "neighbours tried"]
-    return Table(head, [[*row[:-1], row[-1] if row[-1] == "all" else f"not all: {row[-1]}"] for row in rows])
+        best, tried = best_and_tried(outcome)
+        rows.append([title, str(outcome.tuned.trials), str(outcome.tuned.diverged), best, value, tried])
+    return Table(["optimizer", "trials", "diverged", "best", "held-out", "neighbours tried"], rows)
+
+
+def best_and_tried(outcome: Outcome) -> tuple[str, str]:
+    """The best of a search in words, and whether all its neighbours were tried."""
+    hyper = outcome.tuned.choice.hyper
+    best = ", ".join(f"{WORDS.get(name, name)} {getattr(hyper, name):g}" for name in outcome.searched)
+    loose = ", ".join(WORDS.get(name, name) for name in outcome.tuned.near_edge)
+    return best, f"not all: {loose}" if loose else "all"
 
 
 def trials_csv(outcomes: Sequence[Outcome]) -> str:
@@ -47,3 +52,8 @@ def spread(values: Sequence[float]) -> str:
         return "diverged"
     half = (max(values) - min(values)) / 2
     return f"{fmean(values):.4g} ± {half:.2g}" if len(values) > 1 else f"{values[0]:.4g}"
+
+
+def finite(values: Iterable[float]) -> list[float | None]:
+    """Numbers for JSON, which has neither infinities nor NaN: None for those."""
+    return [value if math.isfinite(value) else None for value in values]

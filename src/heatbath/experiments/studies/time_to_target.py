@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from heatbath.costs import Bill
+from heatbath.experiments.choice import Choice, choice_from_json
 from heatbath.experiments.counting import model_work, update_work
-from heatbath.experiments.optimizers import DIGITAL, THERMODYNAMIC, Choice, build, choice_from_json
+from heatbath.experiments.optimizers import DIGITAL, THERMODYNAMIC, build
 from heatbath.experiments.studies.networks import Network
 from heatbath.experiments.studies.step_bill import Hardware, step_prices
 from heatbath.experiments.studies.step_work import StepWork, second_order_step

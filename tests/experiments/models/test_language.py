@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heatbath.experiments.language_models import (
+from heatbath.experiments.models.language import (
     GPT,
     Block,
     CharacterLSTM,
@@ -16,14 +16,7 @@ from heatbath.experiments.language_models import (
     perplexity,
 )
 
-
-@pytest.fixture(autouse=True)
-def _double() -> object:
-    torch.set_default_dtype(torch.float64)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("seeded_doubles")
 
 
 def gpt() -> GPT:

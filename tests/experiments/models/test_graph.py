@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatbath.experiments.data.graphs import Graphs
-from heatbath.experiments.graph_models import (
+from heatbath.experiments.models.graph import (
     GCN,
     Categories,
     EntryDropout,
@@ -18,14 +18,7 @@ from heatbath.experiments.graph_models import (
 )
 from heatbath.recipes import ogbg_gnn
 
-
-@pytest.fixture(autouse=True)
-def _double() -> object:
-    torch.set_default_dtype(torch.float64)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("seeded_doubles")
 
 
 def graphs() -> Graphs:
