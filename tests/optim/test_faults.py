@@ -58,6 +58,7 @@ def test_one_percent_of_dead_cells_costs_little_of_the_fall(method: type[Any]) -
     losses, report = train(method(machine))
     assert fall(losses) > 0.9 * fall(digital)
     assert report["skipped_steps"] == 0
+    assert counted(report, "fell_back") == 0  # it is the machine that is tested, not the fallback
 
 
 @pytest.mark.slow

@@ -12,9 +12,9 @@ result whose residual is above the tolerance is treated like a result that is no
 inner solver was asked for, M + δ_k I: that it is not M was decided, and is counted.
 
 An explicit inverse X that a machine made is checked once, by power iteration on I − XM, which is symmetric in the inner product
-of M: its largest |1 − μ|, over eigenvalues μ of XM, is approached from below. From 1 on, X is negative along some direction, or
+of M: its largest |1 − μ|, over eigenvalues μ of XM, is approached from below. Above 1, X is negative along some direction, or
 a full step along it goes more than twice too far, and descent diverges. Coarse readings do that; more damping does not mend it,
-so such a member falls back at once.
+so such a member falls back at once. What stands still does not diverge: a dead cell has μ = 0, and |1 − μ| = 1 to rounding.
 
 One flag per refresh and one per solve are read on the host, which on an accelerator waits for the device.
 """
@@ -82,7 +82,7 @@ class Guarded(Solver[Watched]):
     initial: float = 0.03
     growth: float = 4.0
     residual_tolerance: float | None = None
-    overshoot: float | None = 1.0
+    overshoot: float | None = 1.05
 
     def __post_init__(self) -> None:
         if self.retries < 0 or self.initial <= 0 or self.growth <= 0:
