@@ -11,7 +11,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,14 +83,29 @@ def _canvas() -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
+def table_csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Rows as CSV; numbers with six digits."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(head)
+    for row in rows:
+        writer.writerow([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row])
+    return buffer.getvalue()
+
+
+def tidy(axes: Axes) -> None:
+    """The look of all figures."""
+    axes.grid(True, which="major", alpha=0.15)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def _finish(axes: Axes, axis: Axis) -> None:
     """Labels, scale, and a legend above the curves, where it hides none."""
     axes.set_xlabel("training step" if axis.against == "step" else "training time here (s)")
     axes.set_ylabel(axis.label or axis.metric)
     if axis.log:
         logarithmic(axes, "y")
-    axes.grid(True, which="major", alpha=0.15)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)
     legend_above(axes)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from heatbath.experiments.plots import COLOURS, DASHES, style
+from heatbath.experiments.plots import COLOURS, DASHES, style, table_csv, tidy
 from heatbath.experiments.studies.complexity import (
     COVARIANCE_ERROR,
     ERROR,
@@ -17,7 +17,6 @@ from heatbath.experiments.studies.complexity import (
     Growth,
 )
 from heatbath.experiments.studies.page import Page, Picture, Table
-from heatbath.experiments.studies.runtime_figures import table_csv, tidy
 
 CLOSE = 0.25  # exponents that differ by less are called equal
 

@@ -8,10 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from heatbath.costs import with_unit
-from heatbath.experiments.plots import COLOURS, INK, style
+from heatbath.experiments.plots import COLOURS, INK, style, table_csv, tidy
 from heatbath.experiments.studies.design import TIME_CONSTANTS, Budget, Candidate, Design, Designed, Tried, frontier
 from heatbath.experiments.studies.page import Page, Picture, Table
-from heatbath.experiments.studies.runtime_figures import table_csv, tidy
 
 HEAD = ["machine", "bits", "settling", "τ", "machines", "cells", "couplings (bits)", "seconds a step", "energy", "benefit"]
 

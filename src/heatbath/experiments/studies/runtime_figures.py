@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from heatbath.costs import PARTS, Bill
-from heatbath.experiments.plots import COLOURS, DASHES, style
+from heatbath.experiments.plots import COLOURS, DASHES, style, table_csv, tidy
 from heatbath.experiments.studies.crossover import best_digital, seconds_of
 from heatbath.experiments.studies.page import Picture
 from heatbath.experiments.studies.runtime import Counted, Runtime, with_time_constant
@@ -22,22 +20,6 @@ from heatbath.solvers.thermodynamic import SETTLE_TAUS
 
 SHOWN = 10  # the interval of the figures
 PART_COLOURS = dict(zip(PARTS, ("#7a8794", "#d55e00", "#c79a00", "#b07ad1", "#2e8fd6", "#12a37a"), strict=True))
-
-
-def table_csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Rows as CSV; numbers with six digits."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(head)
-    for row in rows:
-        writer.writerow([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row])
-    return buffer.getvalue()
-
-
-def tidy(axes: Axes) -> None:
-    """The look of all figures."""
-    axes.grid(True, which="major", alpha=0.15)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def parts_picture(study: Runtime, counted: Sequence[Counted]) -> Picture:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from heatbath.costs import Bill, with_unit
-from heatbath.experiments.plots import COLOURS, style
+from heatbath.experiments.plots import COLOURS, style, table_csv, tidy
 from heatbath.experiments.studies.crossover import best_digital, crossover, seconds_of
 from heatbath.experiments.studies.networks import Network
 from heatbath.experiments.studies.page import Page, Picture, Table
@@ -22,8 +22,6 @@ from heatbath.experiments.studies.runtime_figures import (
     layers_picture,
     parts_picture,
     sweeps_picture,
-    table_csv,
-    tidy,
 )
 from heatbath.experiments.studies.step_bill import Hardware, cell_seconds, step_prices
 from heatbath.experiments.studies.step_work import rescaled
