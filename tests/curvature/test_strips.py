@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from heatbath.curvature.factors import FactorSums, Form, _strips
+from heatbath.curvature.factors import FactorSums, Form
+from heatbath.curvature.holding import strips as strips_of
 from heatbath.layers import Block, Rows
 from heatbath.work import Work, matmul
 from tests.curvature.truth import error
@@ -21,7 +22,7 @@ def sums(size: int) -> FactorSums:
 
 @pytest.mark.parametrize("size", [*SIZES, 1025, 4097])
 def test_strips_cover_every_row_once(size):
-    strips = _strips(size)
+    strips = strips_of(size)
     assert [start for start, _ in strips] == [0, *(end for _, end in strips[:-1])]
     assert strips[-1][1] == size
     assert all(end > start for start, end in strips)

@@ -119,8 +119,15 @@ def test_a_large_layer_needs_little_memory():
     assert sizes[64] < 0.25 * sizes[None]
 
 
-def test_a_limit_below_one_or_without_meaning_is_refused():
+def test_a_limit_or_a_rank_below_one_is_refused():
     with pytest.raises(ValueError, match="max_dim must be at least 1, got 0; None sets no limit"):
         Policy(max_dim=0)
-    with pytest.raises(ValueError, match=r"Eigen\(\) takes whole factors, so max_dim has no meaning for it"):
-        KFAC(network(), solver=Eigen(), policy=Policy(max_dim=8))
+    with pytest.raises(ValueError, match="rank must be at least 1, got 0; None cuts large factors into diagonal blocks"):
+        Policy(rank=0)
+
+
+def test_eigen_takes_whole_factors_whatever_the_limit():
+    model = network()
+    optimizer = KFAC(model, solver=Eigen(), policy=replace(PLAIN, max_dim=2))
+    train(model, optimizer, batches(1))
+    assert all(isinstance(side, Dense) for stack in optimizer.stacks for side in (stack.mean.left, stack.mean.right))

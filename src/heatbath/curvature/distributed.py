@@ -6,7 +6,7 @@ process whose loss is a mean over D_r terms are g = γ/D_r, so with D = Σ_r D_r
 
     B = (1/D) Σ_r D_r² Σ g gᵀ,    A = (1/T) Σ_r Σ a aᵀ.
 
-Of symmetric sums only one triangle travels.
+Of symmetric sums only one triangle travels; sketches are tall and travel whole.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def join_processes(sums: Sequence[FactorSums], reduction: Reduction | None, term
         for tensor in of_gradients:
             if not isinstance(terms, Tensor) and reduction is not Reduction.SUM:
                 each.scale_terms(tensor, [float(t) ** 2 for t in counted])
-        symmetric = [t for t in (*each.of_gradients(squares=False), right) if t.ndim > 2]
+        symmetric = [t for t in (*each.of_gradients(squares=False), right) if t.ndim > 2 and t.shape[-2] == t.shape[-1]]
         for tensor in (*of_gradients, *(() if each.form.block.gradient_inputs else (right,))):
             _add_up(tensor, symmetric=any(tensor is t for t in symmetric))
     if not sums:

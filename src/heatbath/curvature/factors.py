@@ -18,16 +18,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from heatbath.curvature.holding import Holding, holding
 from heatbath.curvature.reduction import Reduction, Sharing
 from heatbath.curvature.squares import SquareSums
 from heatbath.layers import Block, OneHot, Rows
-from heatbath.operators import BlockDiagonal, Dense, Diagonal, Kronecker, Operator, empty_aligned, split_features
-from heatbath.work import Work, matmul
+from heatbath.operators import Diagonal, Kronecker, Operator
+from heatbath.work import Work
 
 
 @dataclass(eq=False)
@@ -80,7 +82,8 @@ class Form:
         dtype: of the sums, at least float32.
         device: of the sums.
         inputs_only: leave the output side out.
-        max_dim: the largest factor held in full; larger ones are cut into diagonal blocks. None: no limit.
+        max_dim: the largest factor held in full. None: no limit.
+        rank: of the sketches that larger factors are held as; None, or at least half their size: in diagonal blocks.
     """
 
     block: Block
@@ -88,19 +91,28 @@ class Form:
     device: torch.device
     inputs_only: bool = False
     max_dim: int | None = None
+    rank: int | None = None
 
     @property
     def has_left(self) -> bool:
         """Whether gradients enter the output side; where not, B = I."""
         return not (self.block.gradient_inputs or self.inputs_only)
 
-    def zeros(self, length: int, size: int) -> Tensor:
-        """Empty sums `[L, n, n]`, or `[L, K, m, m]` where n is above the limit."""
-        if self.max_dim is None or size <= self.max_dim:
-            return empty_aligned(length, size, size, dtype=self.dtype, device=self.device).zero_()
-        count = -(-size // self.max_dim)
-        piece = -(-size // count)
-        return torch.zeros(length, count, piece, piece, dtype=self.dtype, device=self.device)
+    @cached_property
+    def left(self) -> Holding | None:
+        """How the output side is held; None: as ones."""
+        return holding(self.block.domain[0], self.max_dim, self.rank) if self.has_left else None
+
+    @cached_property
+    def right(self) -> Holding | None:
+        """How the input side is held; None: as a diagonal."""
+        return None if self.block.diagonal_inputs else holding(self.block.domain[1], self.max_dim, self.rank)
+
+    @property
+    def cost(self) -> float:
+        """Of one refresh of one member: n³ over sides held in full, less over others."""
+        _, inputs = self.block.domain
+        return (self.left.cost if self.left else 0.0) + (self.right.cost if self.right else inputs)
 
 
 @dataclass(eq=False)
@@ -110,8 +122,8 @@ class FactorSums:
     Args:
         spans: how many places each block takes, in order; they add up to L.
         form: how they are held.
-        left: Σ g gᵀ, `[L, O, O]` or blocks `[L, K, m, m]`; None while empty.
-        right: Σ a aᵀ, `[L, I, I]` or blocks, or Σ a² `[L, I]` for one-hot inputs; None while empty.
+        left: Σ g gᵀ, as `form.left` holds it, or ones `[L, O]`; None while empty.
+        right: Σ a aᵀ, as `form.right` holds it, or Σ a² `[L, I]` for one-hot inputs; None while empty.
         counts: for each block.
         squares: second moments along given axes, where they are wanted.
     """
@@ -154,14 +166,15 @@ class FactorSums:
         if sharing is Sharing.REDUCE:
             rows = _reduced(rows)
         _, batch, positions, _ = rows.outputs.shape
-        if self.form.has_left:
-            work = work + _add_outer(left[span], rows.outputs.flatten(1, 2))
+        if self.form.left is not None:
+            work = work + self.form.left.add(left[span], rows.outputs.flatten(1, 2).to(left.dtype))
         if again and not self.form.block.gradient_inputs:
             return work
         if isinstance(rows.inputs, OneHot):
             _add_counts(right[span], rows.inputs)
         else:
-            work = work + _add_outer(right[span], rows.inputs.flatten(1, 2))
+            assert self.form.right is not None  # only one-hot inputs have a diagonal
+            work = work + self.form.right.add(right[span], rows.inputs.flatten(1, 2).to(right.dtype))
         self.counts[block].add(pass_number, batch, positions, summed=rows.summed, empty=tuple(rows.empty))
         self.filled = True
         return work
@@ -181,16 +194,16 @@ class FactorSums:
             The factors of this batch, a `Kronecker` with stack `[L]`, and which blocks saw anything; the others hold zeros.
         """
         left, right = self.hold()
-        for total in (left, right):
-            _mirror(total)
+        for held, total in ((self.form.left, left), (self.form.right, right)):
+            if held is not None:
+                held.complete(total)
         seen = [c.rows > 0 for c in self.counts]
         for tensor in self.of_gradients(squares=False):
             self._normalize(tensor, reduction, terms, scale)
         if not self.form.block.gradient_inputs:
             rows = [t for c, span in zip(self.counts, self.spans, strict=True) for t in c.filled(span)]
             _scale_members(right, [1.0 / t if t else 0.0 for t in rows])
-        out, inputs = self.form.block.domain
-        factors = Kronecker(_side(left, out), _side(right, inputs))
+        factors = Kronecker(_side(self.form.left, left), _side(self.form.right, right))
         self.left = self.right = None
         self.drop()
         return factors, seen
@@ -241,9 +254,9 @@ class FactorSums:
         """Left and right sums, made now where there are none yet."""
         if self.left is None or self.right is None:
             out, inputs = self.form.block.domain
-            self.left = self.form.zeros(self.length, out) if self.form.has_left else self._vectors(out) + 1
-            diagonal = self.form.block.diagonal_inputs
-            self.right = self._vectors(inputs) if diagonal else self.form.zeros(self.length, inputs)
+            options = self.length, self.form.dtype, self.form.device
+            self.left = self._vectors(out) + 1 if self.form.left is None else self.form.left.zeros(*options)
+            self.right = self._vectors(inputs) if self.form.right is None else self.form.right.zeros(*options)
         return self.left, self.right
 
     def _vectors(self, size: int) -> Tensor:
@@ -251,43 +264,9 @@ class FactorSums:
         return torch.zeros(self.length, size, dtype=self.form.dtype, device=self.form.device)
 
 
-def _side(total: Tensor, size: int) -> Operator:
+def _side(held: Holding | None, total: Tensor) -> Operator:
     """Scaled sums as an operator."""
-    if total.ndim == 2:
-        return Diagonal(total)
-    return Dense(total) if total.ndim == 3 else BlockDiagonal(total, size)
-
-
-def _add_outer(total: Tensor, rows: Tensor) -> Work:
-    """Add Σ x xᵀ of rows x `[P, T, n]` to `[P, n, n]`, or its diagonal blocks to `[P, K, m, m]`.
-
-    A large square is filled in strips that end at the diagonal, since the rest is their mirror image: four strips take 5/8 of
-    the operations. `_mirror` completes it once, when the sums are collected.
-    """
-    x = rows.to(total.dtype)
-    if total.ndim == 3:
-        work = Work()
-        for start, end in _strips(total.shape[-1]):
-            total[:, start:end, :end].baddbmm_(x[..., start:end].mT, x[..., :end])
-            work = work + Work.of(matmul(end - start, x.shape[1], end), x.shape[0])
-        return work
-    x = split_features(x, total.shape[1], total.shape[2]).flatten(0, 1)
-    total.flatten(0, 1).baddbmm_(x.mT, x)
-    return Work.of(matmul(x.shape[2], x.shape[1], x.shape[2]), x.shape[0])
-
-
-def _strips(size: int) -> list[tuple[int, int]]:
-    """First and last row of each strip of a square; products of less than 128 rows run too slowly to pay."""
-    count = min(4, max(1, size // 128))
-    edges = [16 * round(size * k / count / 16) for k in range(count)]  # at whole cache lines
-    return list(pairwise([*edges, size]))
-
-
-def _mirror(total: Tensor) -> None:
-    """Complete sums `[P, n, n]` that were filled in strips, in place."""
-    if total.ndim == 3:
-        for start, end in _strips(total.shape[-1])[1:]:
-            total[:, :start, start:end] = total[:, start:end, :start].mT
+    return Diagonal(total) if held is None else held.operator(total)
 
 
 def _reduced(rows: Rows) -> Rows:

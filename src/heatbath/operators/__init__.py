@@ -15,6 +15,7 @@ from heatbath.operators.gram import DenseRoot as DenseRoot
 from heatbath.operators.gram import Gram as Gram
 from heatbath.operators.gram import Root as Root
 from heatbath.operators.kronecker import Kronecker as Kronecker
+from heatbath.operators.low_rank import LowRank as LowRank
 from heatbath.operators.packed import Packed as Packed
 from heatbath.operators.packed import from_triangle as from_triangle
 from heatbath.operators.packed import lower_triangle as lower_triangle
@@ -22,6 +23,8 @@ from heatbath.operators.packed import mirrored as mirrored
 from heatbath.operators.packed import pack as pack
 from heatbath.operators.packed import unpack as unpack
 from heatbath.operators.shifted import Shifted as Shifted
+from heatbath.operators.sketched import Sketched as Sketched
+from heatbath.operators.sketched import random_basis as random_basis
 from heatbath.operators.tree import exchange as exchange
 from heatbath.operators.tree import from_plain as from_plain
 from heatbath.operators.tree import map_tensors as map_tensors

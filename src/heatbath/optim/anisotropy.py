@@ -22,7 +22,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from heatbath.operators import BlockDiagonal, Dense, Diagonal, EigenCorrected, Kronecker, Operator, Shifted
+from heatbath.operators import BlockDiagonal, Dense, Diagonal, EigenCorrected, Kronecker, Operator, Shifted, Sketched
 from heatbath.optim.natural import NaturalGradient
 from heatbath.optim.stacks import Stack
 
@@ -116,6 +116,10 @@ def _eigenvalues(operator: Operator) -> Tensor:
             return torch.linalg.eigvalsh(operator.matrix.double())
         case BlockDiagonal():
             return torch.linalg.eigvalsh(operator.filled().matrix.double()).flatten(-2)
+        case Sketched():
+            low = operator.low_rank()
+            rest = low.rest.double().unsqueeze(-1).expand(*low.stack, low.size - low.rank)
+            return torch.cat((torch.linalg.eigvalsh(low.core.double()), rest), -1)
         case EigenCorrected():
             return operator.values.double().flatten(-2)
         case Kronecker():

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from heatbath.operators import BlockDiagonal, Dense, Diagonal, Kronecker, Operator
+from heatbath.operators import BlockDiagonal, Dense, Diagonal, Kronecker, Operator, Sketched
 
 RATIO_LIMIT = 1e8  # bounds π where one side is all zeros, as behind a dead ReLU
 
@@ -149,6 +149,8 @@ def _scaled(operator: Operator, factor: Tensor) -> Operator:
         return Diagonal(operator.diagonal * factor[..., None])
     if isinstance(operator, BlockDiagonal):
         return BlockDiagonal(operator.blocks * factor[..., None, None, None], operator.length)
+    if isinstance(operator, Sketched):
+        return operator.scaled(factor)
     raise TypeError(f"a factor must be Dense or Diagonal, got {type(operator).__name__}")
 
 

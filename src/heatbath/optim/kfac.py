@@ -101,8 +101,6 @@ def damping_rule(solver: Solver[Any], policy: Policy) -> Damping:  # Any: any st
     exact = isinstance(solver, Eigen)
     if policy.corrected and not exact:
         raise ValueError("corrected eigenvalues need an eigenbasis: pass solver=Eigen()")
-    if policy.max_dim is not None and exact:
-        raise ValueError("Eigen() takes whole factors, so max_dim has no meaning for it: use Cholesky(), or leave it out")
     if policy.damping_rule is not None:
         return policy.damping_rule
     if exact:

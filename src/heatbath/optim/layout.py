@@ -38,7 +38,7 @@ class Layout:
         self.index(groups)
 
     @staticmethod
-    def of(model: nn.Module, groups: Groups, policy: Policy, old: Layout | None = None) -> Layout:
+    def of(model: nn.Module, groups: Groups, policy: Policy, old: Layout | None = None, *, whole: bool = False) -> Layout:
         """The layout of a model's sites whose parameters are all in groups, with what an old one knows about them.
 
         Args:
@@ -46,6 +46,7 @@ class Layout:
             groups: the optimizer's parameter groups.
             policy: says which rules, which blocks and which sides.
             old: the layout before.
+            whole: hold all factors in full, whatever the policy says.
 
         Raises:
             ValueError: the policy shares positions in a way that cannot be.
@@ -59,7 +60,12 @@ class Layout:
         sites = find_sites(model, policy.rules, policy.skip)
         sites = [site for site in sites if all(id(p) in group_of for p in site.parameters().values())]
         stacks = build_stacks(
-            sites, group_of, inputs_only=policy.fisher.inputs_only, max_dim=policy.max_dim, parts=policy.parts
+            sites,
+            group_of,
+            inputs_only=policy.fisher.inputs_only,
+            max_dim=None if whole else policy.max_dim,
+            rank=policy.rank,
+            parts=policy.parts,
         )
         if old is not None:
             carry_over(old.stacks, stacks)

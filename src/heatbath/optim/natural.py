@@ -35,7 +35,7 @@ from heatbath.optim.scaling import LossScale, loss_scale
 from heatbath.optim.schedule import Timetable
 from heatbath.optim.stacks import Stack
 from heatbath.optim.tally import Pass, Tally
-from heatbath.solvers import Solver, usable
+from heatbath.solvers import Eigen, Solver, usable
 
 
 class NaturalGradient(CurvatureOptimizer):
@@ -87,7 +87,7 @@ class NaturalGradient(CurvatureOptimizer):
         """Everything about a step but solver and damping.
 
         Another one counts from the next backward pass on; what decides which layers are treated, what of them is captured and
-        how stacks are cut (`rules`, `skip`, `sharing`, `fisher`, `max_dim`, `stagger`) from `refresh_layout()` on.
+        how stacks are cut (`rules`, `skip`, `sharing`, `fisher`, `max_dim`, `rank`, `stagger`) from `refresh_layout()` on.
         """
         return self._policy
 
@@ -114,7 +114,8 @@ class NaturalGradient(CurvatureOptimizer):
 
     def _lay_out(self, old: Layout | None = None) -> None:
         """Find the sites and put hooks on them."""
-        self.layout = Layout.of(self.model, self.param_groups, self.policy, old)
+        whole = isinstance(self.solver, Eigen)  # whose bases are of matrices in full
+        self.layout = Layout.of(self.model, self.param_groups, self.policy, old, whole=whole)
         self._timetable = self.policy.timetable([stack.cost for stack in self.stacks])
         self.capture = Capture(self.model, self.sites, batch_dim=self.policy.batch_dim)
         self.capture.counting = self.policy.reduction is Reduction.SUM

@@ -44,7 +44,9 @@ class Policy:
         skip: `skip(name, module)` is true for modules to leave to AdamW.
         fallback_lr: AdamW's learning rate for parameters without curvature; schedules scale it along with lr.
         corrected: correct eigenvalues (EKFAC); needs `Eigen`. Embeddings keep their Kronecker product.
-        max_dim: the largest factor held in full; larger ones are cut into diagonal blocks. None: no limit.
+        max_dim: the largest factor held in full. None: no limit. `Eigen` takes whole factors whatever this says.
+        rank: of the low-rank form in which larger factors are held (`heatbath.operators.Sketched`); None, or where it is half a
+            factor's size or more: they are cut into diagonal blocks of at most `max_dim`.
         l2: factor of ½‖θ‖² in the loss, added to gradients and to damping; unlike weight decay it is preconditioned. A default
             for groups.
         distributed: average factors over the processes of PyTorch's default group, where that is initialised. Solvers with
@@ -74,7 +76,8 @@ class Policy:
     skip: Callable[[str, nn.Module], bool] | None = None
     fallback_lr: float = 1e-3
     corrected: bool = False
-    max_dim: int | None = None
+    max_dim: int | None = 2048
+    rank: int | None = 256
     l2: float = 0.0
     distributed: bool = True
     boost: float = 10.0
@@ -93,7 +96,8 @@ class Policy:
             raise ValueError(f"batch_dim must be 0, or 1 for sequence-first models, got {self.batch_dim}")
         if self.max_dim is not None and self.max_dim < 1:
             raise ValueError(f"max_dim must be at least 1, got {self.max_dim}; None sets no limit")
-
+        if self.rank is not None and self.rank < 1:
+            raise ValueError(f"rank must be at least 1, got {self.rank}; None cuts large factors into diagonal blocks")
         if self.refresh_above is not None and not self.refresh_above > 0:
             raise ValueError(f"refresh_above must be positive, got {self.refresh_above}; None refreshes whatever is due")
         if self.refresh_above is not None and self.corrected:

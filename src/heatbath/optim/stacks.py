@@ -79,9 +79,8 @@ class Stack:
 
     @property
     def cost(self) -> float:
-        """Of one refresh: Σ n³ over its dense sides, Σ n over the others, [multiply–adds, up to a factor]."""
-        form = self.sums.form
-        return self.length * _cost(form.block, form.max_dim, inputs_only=form.inputs_only)
+        """Of one refresh of all members [multiply–adds, up to a factor]."""
+        return self.length * self.sums.form.cost
 
     @property
     def length(self) -> int:
@@ -134,6 +133,7 @@ def build_stacks(
     *,
     inputs_only: bool = False,
     max_dim: int | None = None,
+    rank: int | None = None,
     parts: int = 1,
 ) -> list[Stack]:
     """Sort the blocks of all sites into stacks.
@@ -143,6 +143,7 @@ def build_stacks(
         group_of: parameter id to index of its parameter group.
         inputs_only: hold no output side.
         max_dim: the largest factor held in full.
+        rank: of the sketches that larger ones are held as; None: in diagonal blocks.
         parts: stacks are divided till each costs at most its share of a refresh in so many parts, if blocks are small enough;
             at most `parts` stacks more than without it.
     """
@@ -156,10 +157,14 @@ def build_stacks(
             entry = pending.setdefault((kind, group_of[id(first)], dtype, first.device), _Pending(block))
             entry.places.append(Place(site, index, len(entry.places), entry.length))
             entry.length += block.places
-    costs = {key: e.length * _cost(e.block, max_dim, inputs_only=inputs_only) for key, e in pending.items()}
+    forms = {
+        key: Form(entry.block, key[2], key[3], inputs_only=inputs_only, max_dim=max_dim, rank=rank)
+        for key, entry in pending.items()
+    }
+    costs = {key: entry.length * forms[key].cost for key, entry in pending.items()}
     stacks = []
-    for (_, group, dtype, device), entry in _divided(pending, costs, parts):
-        form = Form(entry.block, dtype, device, inputs_only=inputs_only, max_dim=max_dim)
+    for key, entry in _divided(pending, costs, parts):
+        form, (_, group, dtype, device) = forms[key], key
         spans = [place.site.blocks[place.block].places for place in entry.places]
         boost = torch.ones(entry.length, dtype=dtype, device=device)
         stacks.append(Stack(group, entry.places, FactorSums(spans, form), [0] * len(spans), [0] * len(spans), boost))
@@ -180,19 +185,6 @@ def _divided(
                 entry.places.append(Place(place.site, place.block, len(entry.places), entry.length))
                 entry.length += place.site.blocks[place.block].places
             yield key, entry
-
-
-def _cost(block: Block, max_dim: int | None, *, inputs_only: bool) -> float:
-    """Of one refresh of one member."""
-    out, inputs = block.domain
-    left = 0.0 if inputs_only or block.gradient_inputs else _inverse_cost(out, max_dim)
-    return left + (inputs if block.diagonal_inputs else _inverse_cost(inputs, max_dim))
-
-
-def _inverse_cost(size: int, max_dim: int | None) -> float:
-    """n³, or that of diagonal blocks."""
-    count = 1 if max_dim is None else -(-size // max_dim)
-    return float(count * -((-size // count) ** 3))
 
 
 def find_places(stacks: Sequence[Stack]) -> dict[int, list[tuple[Stack, Place]]]:

@@ -54,6 +54,11 @@ def usable(codes: Tensor) -> Tensor:
     return result
 
 
+def worse(a: Tensor, b: Tensor) -> Tensor:
+    """The worse of two outcomes, member by member: an unusable one first, then anything but SOLVED."""
+    return torch.where(~usable(a) | (usable(b) & (a != Outcome.SOLVED.code)), a, b)
+
+
 def outcome_codes(operator: Operator, device: torch.device, outcome: Outcome = Outcome.SOLVED) -> Tensor:
     """An outcome tensor `[*stack]` of one value."""
     return torch.full(operator.stack, outcome.code, dtype=torch.int8, device=device)

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from heatbath.operators import Dense, Operator, tree
-from heatbath.solvers.base import Solution, Solver
-from heatbath.solvers.factorwise import worse
+from heatbath.solvers.base import Solution, Solver, worse
 from heatbath.solvers.products import members
 from heatbath.work import Work, elementwise, matmul
 

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from heatbath.operators import Operator, tree
-from heatbath.solvers.base import Outcome, Solution, Solver
-from heatbath.solvers.factorwise import worse
+from heatbath.solvers.base import Outcome, Solution, Solver, worse
 from heatbath.solvers.products import finite_members, members, product_work, relative_residual, vectors_of, vitality
 from heatbath.work import Work, elementwise
 

@@ -29,9 +29,8 @@ from torch import Tensor
 from heatbath.machines import Faulty, Machine, Schedule
 from heatbath.machines.process import read_correlation
 from heatbath.operators import Dense, check_symmetric
-from heatbath.solvers.base import Outcome, Solver
+from heatbath.solvers.base import Outcome, Solver, worse
 from heatbath.solvers.door import check_cells, check_definite, one_of
-from heatbath.solvers.factorwise import worse
 from heatbath.solvers.held import outcome_of
 from heatbath.solvers.inverse import Inverse
 from heatbath.solvers.prediction import entry_error

@@ -1,6 +1,8 @@
 """Kronecker products solved side by side: (B ⊗ A)⁻¹ vec(G) = vec(B⁻¹ G A⁻¹), two small problems in place of a large one.
 
-Sides that need no solver (diagonal, or 1 × 1) are divided by digitally; block-diagonal sides are stacks of small problems.
+Sides that need no solver (diagonal, or 1 × 1) are divided by digitally; block-diagonal sides are stacks of small problems. A
+sketched side of rank r, Q S Qᵀ + τ(I − QQᵀ), is a problem of r unknowns and a division: `inner` gets S, and a machine needs r
+cells for it.
 """
 
 from __future__ import annotations
@@ -16,15 +18,18 @@ from heatbath.operators import (
     Dense,
     Diagonal,
     Kronecker,
+    LowRank,
     Operator,
     Shifted,
+    Sketched,
     join_features,
     split_features,
     tree,
 )
-from heatbath.solvers.base import Outcome, Solution, Solver, usable
+from heatbath.solvers.base import Outcome, Solution, Solver, worse
 from heatbath.solvers.inverse import Inverse, apply_inverse, apply_inverse_to_columns, invert_diagonal
-from heatbath.work import Work
+from heatbath.solvers.products import low_rank_work
+from heatbath.work import Work, elementwise, matmul
 
 
 @tree
@@ -50,6 +55,29 @@ class Pieces:
     inner: Any  # Any: a state of the inner solver
     sizes: tuple[int, int, int]
     outcome: Tensor
+
+
+@tree
+@dataclass(frozen=True, eq=False)
+class Projected:
+    """A prepared sketched side, Q S Qᵀ + τ (I − Q Qᵀ).
+
+    Args:
+        inner: state of the inner solver for S `[*stack, r, r]`.
+        basis: Q, `[*stack, n, r]`.
+        rest: τ, `[*stack]`.
+        outcome: int8 codes `[*stack]`, the worse of the inner solver's and of the division by τ.
+    """
+
+    inner: Any  # Any: a state of the inner solver
+    basis: Tensor
+    rest: Tensor
+    outcome: Tensor
+
+    def inverse(self, core: Inverse) -> Inverse:
+        """The inverse of the whole from that of S."""
+        operator = LowRank(self.basis, core.operator.dense(), self.rest.reciprocal())
+        return Inverse(operator, worse(self.outcome, core.outcome), residual=core.residual)
 
 
 @dataclass(frozen=True)
@@ -83,7 +111,16 @@ class Factorwise(Solver[Sides]):
             inner, work = self.inner.prepare(side.filled(), previous=previous.inner if previous else None, generator=generator)
             sizes = (*side.blocks.shape[-3:-1], side.length)
             return Pieces(inner, sizes, _worst(self.inner.outcome(inner))), work
+        if isinstance(side, Sketched):
+            return self._project(side, generator)
         return self.inner.prepare(side, previous=previous, generator=generator)
+
+    def _project(self, side: Sketched, generator: torch.Generator | None) -> tuple[Projected, Work]:
+        """Prepare a sketched side, always from scratch: what was known about S was in another basis."""
+        low = side.low_rank()
+        inner, work = self.inner.prepare(Dense(low.core), generator=generator)
+        codes = torch.where(low.rest > 0, Outcome.SOLVED.code, Outcome.INDEFINITE.code).to(torch.int8)
+        return Projected(inner, low.basis, low.rest, worse(codes, self.inner.outcome(inner))), work + low_rank_work(side)
 
     def solve(
         self, state: Sides, rhs: Tensor, *, guess: Tensor | None = None, generator: torch.Generator | None = None
@@ -108,6 +145,9 @@ class Factorwise(Solver[Sides]):
         """What one side's state comes to; diagonals are inverted here, whatever the inner solver is."""
         if isinstance(state, Inverse):
             return state
+        if isinstance(state, Projected):
+            core = state.inner if isinstance(state.inner, Inverse) else self.inner.explicit(state.inner)
+            return None if core is None else state.inverse(core)
         return None if isinstance(state, Pieces) else self.inner.explicit(state)
 
     def _solve_side(self, state: Any, rhs: Tensor, generator: torch.Generator | None) -> Solution:
@@ -122,18 +162,31 @@ class Factorwise(Solver[Sides]):
             value, outcome = join_features(solution.value, length).reshape(rhs.shape), _worst(solution.outcome)
             successor = None if solution.state is None else replace(state, inner=solution.state)
             return replace(solution, value=value, outcome=outcome, residual=None, state=successor)
+        if isinstance(state, Projected):
+            return self._solve_projected(state, rhs, generator)
         return self.inner.solve(state, rhs, generator=generator)
+
+    def _solve_projected(self, state: Projected, rhs: Tensor, generator: torch.Generator | None) -> Solution:
+        """b/τ + Q (S⁻¹ − 1/τ) Qᵀ b."""
+        length, rank = state.basis.shape[-2:]
+        rows = rhs.reshape(*state.outcome.shape, -1, length)
+        within = rows @ state.basis
+        solution = self.inner.solve(state.inner, within, generator=generator)
+        rest = state.rest[..., None, None]
+        value = (rows / rest + (solution.value - within / rest) @ state.basis.mT).reshape(rhs.shape)
+        count, vectors = max(state.outcome.numel(), 1), rows.shape[-2]
+        products = Work.of(matmul(vectors, length, rank)) + Work.of(matmul(vectors, rank, length))
+        work = solution.work + (products + Work.of(elementwise(vectors * length, 2))) * count
+        successor = None if solution.state is None else replace(state, inner=solution.state)
+        codes = worse(state.outcome, solution.outcome)
+        return replace(solution, value=value, work=work, outcome=codes, residual=None, state=successor)
 
     def outcome(self, state: Sides) -> Tensor:
         left, right = (
-            s.outcome if isinstance(s, Inverse | Pieces) else self.inner.outcome(s) for s in (state.left, state.right)
+            s.outcome if isinstance(s, Inverse | Pieces | Projected) else self.inner.outcome(s)
+            for s in (state.left, state.right)
         )
         return worse(left, right)
-
-
-def worse(a: Tensor, b: Tensor) -> Tensor:
-    """The worse of two outcomes, member by member: an unusable one first, then anything but SOLVED."""
-    return torch.where(~usable(a) | (usable(b) & (a != Outcome.SOLVED.code)), a, b)
 
 
 def _worst(codes: Tensor) -> Tensor:

@@ -5,13 +5,14 @@ With R = I − XM and z ~ N(0, I), E‖zR‖² = ‖R‖_F² and Var‖zR‖² =
     ‖ZR‖_F / √(kn)  estimates  ‖R‖_F / √n,
 
 the relative residual over unit vectors that `NewtonSchulz` reports, and its square has a relative standard deviation of at most
-√(2/k). That costs 4kn² operations a side, where another inverse costs n³.
+√(2/k). That costs 4kn² operations a side, where another inverse costs n³; a sketched side costs as much as its inverse.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from heatbath.operators import BlockDiagonal, Kronecker, Operator
 from heatbath.solvers.base import Outcome
-from heatbath.solvers.factorwise import Pieces, Sides
+from heatbath.solvers.factorwise import Pieces, Projected, Sides
 from heatbath.solvers.guarded import Watched
 from heatbath.solvers.inverse import Inverse
 
@@ -67,6 +68,19 @@ def _(state: Sides, operator: Operator, generator: torch.Generator | None) -> Te
 def _(state: Pieces, operator: Operator, generator: torch.Generator | None) -> Tensor:
     assert isinstance(operator, BlockDiagonal)
     return misfit(state.inner, operator.filled(), generator).amax(-1)
+
+
+@misfit.register
+def _(state: Projected, operator: Operator, generator: torch.Generator | None) -> Tensor:
+    if isinstance(state.inner, Watched):
+        whole = misfit(replace(state, inner=state.inner.inner), operator, generator)
+        if state.inner.fallback is None:
+            return whole
+        fallen = misfit(replace(state, inner=state.inner.fallback), operator, generator)
+        return torch.where(state.inner.outcome == Outcome.FELL_BACK.code, fallen, whole)
+    if not isinstance(state.inner, Inverse):
+        return misfit(state.inner, operator, generator)  # which says what is wrong
+    return misfit(state.inverse(state.inner), operator, generator)
 
 
 @misfit.register

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from heatbath.operators import Dense, Diagonal, Operator, product, tree
+from heatbath.operators import Dense, Diagonal, LowRank, Operator, product, tree
 from heatbath.solvers.base import Outcome, Solution
-from heatbath.work import Work, elementwise, matmul
+from heatbath.solvers.products import product_work, vectors_of
+from heatbath.work import Work, elementwise
 
 
 @tree
@@ -48,21 +49,20 @@ def invert_diagonal(operator: Diagonal) -> tuple[Inverse, Work]:
 def apply_inverse(state: Inverse, rhs: Tensor) -> Solution:
     """M⁻¹ b by a product, `[*stack, *batch, n]`."""
     operator = state.operator
-    stack = max(operator.stack.numel(), 1)
-    rows = rhs.numel() // (stack * operator.size)
-    kernel = matmul(rows, operator.size, operator.size) if isinstance(operator, Dense) else elementwise(rows * operator.size)
     notes = {} if state.residual is None else {"inverse_residual": state.residual}
     value = operator.__matmul__(rhs)  # by name: torch.compile takes `operator @ rhs` for a product of two tensors
-    return Solution(value, Work.of(kernel, stack), state.outcome, notes=notes)
+    return Solution(value, product_work(operator, vectors_of(operator, rhs)), state.outcome, notes=notes)
 
 
 def apply_inverse_to_columns(state: Inverse, rhs: Tensor) -> Solution:
     """M⁻¹ B by a product, for right-hand sides that are the columns of B `[*stack, n, columns]`, which stay where they lie."""
     operator = state.operator
-    if not isinstance(operator, Dense):
+    if not isinstance(operator, Dense | LowRank):
         solution = apply_inverse(state, rhs.mT)
         return replace(solution, value=solution.value.mT)
-    kernel = matmul(rhs.shape[-1], operator.size, operator.size)
     notes = {} if state.residual is None else {"inverse_residual": state.residual}
-    value = product(operator.matrix.mT, rhs)  # as rows are solved, b X: an X by products is symmetric to κ² rounding only
-    return Solution(value, Work.of(kernel, max(operator.stack.numel(), 1)), state.outcome, notes=notes)
+    if isinstance(operator, LowRank):
+        value = operator.columns(rhs)
+    else:
+        value = product(operator.matrix.mT, rhs)  # as rows are solved, b X: an X by products is symmetric to κ² rounding only
+    return Solution(value, product_work(operator, rhs.shape[-1]), state.outcome, notes=notes)

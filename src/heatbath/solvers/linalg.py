@@ -22,12 +22,11 @@ from torch import Tensor
 
 from heatbath.machines import Faulty, Machine
 from heatbath.operators import Dense, check_symmetric
-from heatbath.solvers.base import Outcome, Solver
+from heatbath.solvers.base import Outcome, Solver, worse
 from heatbath.solvers.cholesky import Cholesky
 from heatbath.solvers.determinant import logdet as logdet
 from heatbath.solvers.door import check_cells, check_definite, check_rows, one_of
 from heatbath.solvers.exponential import expm_neg as expm_neg
-from heatbath.solvers.factorwise import worse
 from heatbath.solvers.inverse import Inverse
 from heatbath.solvers.lyapunov import lyapunov as lyapunov
 from heatbath.solvers.prediction import InaccuracyWarning as InaccuracyWarning

@@ -23,11 +23,10 @@ from torch import Tensor
 from heatbath.machines import CorrelatedNoise, Faulty, Machine
 from heatbath.machines.process import read_correlation
 from heatbath.operators import Dense, Operator, check_symmetric, tree
-from heatbath.solvers.base import Outcome, Solver
+from heatbath.solvers.base import Outcome, Solver, worse
 from heatbath.solvers.determinant import READS, RELAXATIONS
 from heatbath.solvers.door import check_cells, check_definite, one_of
 from heatbath.solvers.eigen import Eigen
-from heatbath.solvers.factorwise import worse
 from heatbath.solvers.held import outcome_of
 from heatbath.solvers.prediction import entry_error
 from heatbath.solvers.products import members

@@ -10,8 +10,19 @@ import functools
 import torch
 from torch import Tensor
 
-from heatbath.operators import BlockDiagonal, Dense, Diagonal, EigenCorrected, Gram, Kronecker, Operator, Shifted
-from heatbath.work import Work, elementwise, matmul
+from heatbath.operators import (
+    BlockDiagonal,
+    Dense,
+    Diagonal,
+    EigenCorrected,
+    Gram,
+    Kronecker,
+    LowRank,
+    Operator,
+    Shifted,
+    Sketched,
+)
+from heatbath.work import Work, cholesky, elementwise, matmul, triangular_solve
 
 
 @functools.singledispatch
@@ -43,6 +54,26 @@ def _(operator: Shifted, vectors: int) -> Work:
 def _(operator: BlockDiagonal, vectors: int) -> Work:
     count, m = operator.blocks.shape[-3:-1]
     return Work.of(matmul(vectors, m, m), members(operator) * count)
+
+
+@product_work.register
+def _(operator: LowRank, vectors: int) -> Work:
+    n, r = operator.size, operator.rank
+    products = Work.of(matmul(vectors, n, r)) + Work.of(matmul(vectors, r, r)) + Work.of(matmul(vectors, r, n))
+    return (products + Work.of(elementwise(vectors * n))) * members(operator)
+
+
+@product_work.register
+def _(operator: Sketched, vectors: int) -> Work:
+    return low_rank_work(operator) + product_work(operator.low_rank(), vectors)
+
+
+def low_rank_work(operator: Sketched) -> Work:
+    """The work of `operator.low_rank()`: ΩᵀY, both halves of QR (as products of as many operations), and what is r × r."""
+    n, r = operator.size, operator.rank
+    tall = Work.of(matmul(r, n, r), 3)
+    small = Work.of(cholesky(r)) + Work.of(triangular_solve(r, r)) + Work.of(matmul(r, r, r))
+    return (tall + small + Work.of(elementwise(n * r, 2))) * members(operator)
 
 
 @product_work.register
@@ -107,6 +138,17 @@ def _(operator: Shifted) -> Tensor:
 @diagonal_of.register
 def _(operator: BlockDiagonal) -> Tensor:
     return operator.blocks.diagonal(dim1=-2, dim2=-1).flatten(-2)[..., : operator.length]
+
+
+@diagonal_of.register
+def _(operator: LowRank) -> Tensor:
+    within = operator.basis.square().sum(-1)
+    return ((operator.basis @ operator.core) * operator.basis).sum(-1) + operator.rest.unsqueeze(-1) * (1 - within)
+
+
+@diagonal_of.register
+def _(operator: Sketched) -> Tensor:
+    return diagonal_of(operator.low_rank())
 
 
 @diagonal_of.register

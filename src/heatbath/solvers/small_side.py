@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from heatbath.operators import Dense, Gram, Operator, tree
-from heatbath.solvers.base import Outcome, Solution, Solver
+from heatbath.solvers.base import Outcome, Solution, Solver, worse
 from heatbath.solvers.cholesky import Cholesky
-from heatbath.solvers.factorwise import worse
 from heatbath.solvers.products import members, over
 from heatbath.work import Work, elementwise, matmul
 
