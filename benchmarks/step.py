@@ -119,7 +119,8 @@ def judge(runners: dict[str, Runner], workload: Workload) -> dict[str, Record]:
     """One row for each contestant."""
     base = runners[BASELINE].rounds
     base_median = statistics.median(t for steps in base.values() for t in steps)
-    floors = {m: count(workload, hb.Policy(max_dim=m)) for m in {r.contestant.max_dim for r in runners.values()}}
+    limits = {(r.contestant.max_dim, r.contestant.rank) for r in runners.values()}
+    floors = {(m, rank): count(workload, hb.Policy(max_dim=m, rank=rank)) for m, rank in limits}
     rows = {}
     for name, runner in runners.items():
         contestant, steps = runner.contestant, [t for block in runner.rounds.values() for t in block]
@@ -127,7 +128,7 @@ def judge(runners: dict[str, Runner], workload: Workload) -> dict[str, Record]:
         median = statistics.median(steps)
         floor = None
         if contestant.intervals is not None:
-            floor = floors[contestant.max_dim].ratio(*contestant.intervals)
+            floor = floors[contestant.max_dim, contestant.rank].ratio(*contestant.intervals)
         ordered = sorted(steps)
         rows[name] = {
             "ratio": ratio,

@@ -46,7 +46,8 @@ class Contestant:
         cycle: steps after which its costs repeat.
         package: that has to be there; None: none.
         intervals: of a K-FAC with explicit inverses, for its floor.
-        max_dim: the largest factor of such.
+        max_dim: the largest factor of such that is held in full.
+        rank: of sketches of larger ones.
         preconditions: turns gradients by matrices, which AdamW and SGD do not.
         largest: size of factors above which one step takes so many seconds that it is left out unless asked for (`--all`).
     """
@@ -56,7 +57,8 @@ class Contestant:
     cycle: int = 1
     package: str | None = None
     intervals: tuple[int, int] | None = None
-    max_dim: int | None = None
+    max_dim: int | None = hb.Policy.max_dim
+    rank: int | None = hb.Policy.rank
     preconditions: bool = True
     largest: int = 10**9
 
@@ -81,9 +83,9 @@ def several(*optimizers: torch.optim.Optimizer) -> Trainer:
     return Trainer(update, optimizers)
 
 
-def kfac(model: nn.Module, *, max_dim: int | None = None, stagger: bool = False, solver: Solver[Any] | None = None) -> Trainer:
-    """hb.KFAC in its steady state."""
-    policy = hb.Policy(factor_every=10, refresh_every=10, max_dim=max_dim, stagger=stagger)
+def kfac(model: nn.Module, *, solver: Solver[Any] | None = None, **options: Any) -> Trainer:
+    """hb.KFAC in its steady state, with options of its policy."""
+    policy = hb.Policy(factor_every=10, refresh_every=10, **options)
     optimizer = hb.KFAC(model, lr=LR, solver=solver, policy=policy, generator=torch.Generator().manual_seed(0))
     optimizer.steps = STEADY
     optimizer.capture.enabled = True
@@ -154,16 +156,18 @@ CONTESTANTS: dict[str, Contestant] = {
         "SGD(momentum=0.9)", lambda m: several(torch.optim.SGD(m.parameters(), lr=LR, momentum=0.9)), preconditions=False
     ),
     "hb.KFAC": Contestant("as it comes: Cholesky, intervals 10/10", kfac, 10, intervals=(10, 10)),
-    "hb.KFAC, blocks of 1024": Contestant(
-        "Policy(max_dim=1024)", lambda m: kfac(m, max_dim=1024), 10, intervals=(10, 10), max_dim=1024
+    "hb.KFAC, whole factors": Contestant(
+        "Policy(max_dim=None)", lambda m: kfac(m, max_dim=None), 10, intervals=(10, 10), max_dim=None
     ),
-    "hb.KFAC, staggered": Contestant(
-        "Policy(max_dim=1024, stagger=True)",
-        lambda m: kfac(m, max_dim=1024, stagger=True),
+    "hb.KFAC, blocks of 1024": Contestant(
+        "Policy(max_dim=1024, rank=None)",
+        lambda m: kfac(m, max_dim=1024, rank=None),
         10,
         intervals=(10, 10),
         max_dim=1024,
+        rank=None,
     ),
+    "hb.KFAC, staggered": Contestant("Policy(stagger=True)", lambda m: kfac(m, stagger=True), 10, intervals=(10, 10)),
     "hb.KFAC, Newton–Schulz": Contestant(
         "solver=NewtonSchulz(warm_steps=3)",
         lambda m: kfac(m, solver=NewtonSchulz(warm_steps=3)),
@@ -179,11 +183,12 @@ CONTESTANTS: dict[str, Contestant] = {
         largest=2048,
     ),
     "hb.KFAC, thermodynamic, blocks of 1024": Contestant(
-        "the same with Policy(max_dim=1024)",
-        lambda m: kfac(m, solver=emulated(), max_dim=1024),
+        "the same with Policy(max_dim=1024, rank=None)",
+        lambda m: kfac(m, solver=emulated(), max_dim=1024, rank=None),
         10,
         intervals=(10, 10),
         max_dim=1024,
+        rank=None,
     ),
     "Muon + AdamW": Contestant("torch.optim.Muon for matrices, AdamW else", muon, 1),
     "SOAP": Contestant("precondition_frequency=10 (its default)", soap, 10, "pytorch_optimizer", largest=2048),

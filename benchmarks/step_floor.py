@@ -9,7 +9,8 @@ With T rows in a layer of O outputs and I inputs (homogeneous coordinate include
 
     floor = (plain + capture/factor_every + refresh/refresh_every + application) / plain
 
-A factor cut into K blocks of m counts K·m², K·m³ and m·O·I in place of n², n³ and n·O·I; a diagonal one counts nothing. Passes
+A factor cut into K blocks of m counts K·m², K·m³ and m·O·I in place of n², n³ and n·O·I; a diagonal one counts nothing. One
+held as a sketch of rank r counts 2Tnr to capture, 3nr² to refresh (ΩᵀY and both halves of Y = QR) and 2r·O·I to apply. Passes
 over memory, which are most of AdamW's own cost, count nothing either, so the floor is a bound on arithmetic and no prediction.
 """
 
@@ -22,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import heatbath as hb
-from heatbath.operators import BlockDiagonal, Dense, Operator
+from heatbath.operators import BlockDiagonal, Dense, Operator, Sketched
 
 
 @dataclass(frozen=True)
@@ -63,18 +64,20 @@ def count(workload: Workload, policy: hb.Policy) -> Floor:
         assert stack.mean is not None
         out, inputs = stack.domain
         for side in (stack.mean.left, stack.mean.right):
-            squares, cubes, width = _sizes(side)
-            capture += 0.5 * squares * sum(numbers)
-            refresh += 0.5 * cubes * len(numbers)
+            once, again, width = _products(side)
+            capture += once * sum(numbers)
+            refresh += again * len(numbers)
             application += width * out * inputs * len(numbers)
     return Floor(plain(workload), capture, refresh, application)
 
 
-def _sizes(side: Operator) -> tuple[float, float, float]:
-    """K·m², K·m³ and m of one factor; zeros where it is diagonal or a number."""
+def _products(side: Operator) -> tuple[float, float, float]:
+    """Multiply–adds of one factor: a row captured, a refresh, and an application to one number; zeros where it is diagonal."""
     if isinstance(side, Dense) and side.size > 1:
-        return side.size**2, side.size**3, side.size
+        return 0.5 * side.size**2, 0.5 * side.size**3, side.size
     if isinstance(side, BlockDiagonal):
         pieces, size = side.blocks.shape[-3:-1]
-        return pieces * size**2, pieces * size**3, size
+        return 0.5 * pieces * size**2, 0.5 * pieces * size**3, size
+    if isinstance(side, Sketched):
+        return 2.0 * side.size * side.rank, 3.0 * side.size * side.rank**2, 2 * side.rank
     return 0.0, 0.0, 0.0
