@@ -80,7 +80,7 @@ def ratio(width: int, depth: int, batch: int, max_dim: int | None, solver: Solve
     """One point of the first two questions."""
     start = peak_bytes()
     model, x, y = perceptron(width, depth, batch)
-    policy = hb.Policy(factor_every=EVERY, refresh_every=EVERY, patience=0, max_dim=max_dim)
+    policy = hb.Policy(factor_every=EVERY, refresh_every=EVERY, patience=0, max_dim=max_dim, rank=None)
     natural = hb.KFAC(model, lr=1e-6, solver=solver, policy=policy, generator=torch.Generator().manual_seed(0))
     for _ in range(2):
         step(model, x, y, natural, clock)

@@ -64,14 +64,14 @@ def count(workload: Workload, policy: hb.Policy) -> Floor:
         assert stack.mean is not None
         out, inputs = stack.domain
         for side in (stack.mean.left, stack.mean.right):
-            once, again, width = _products(side)
+            once, again, width = products(side)
             capture += once * sum(numbers)
             refresh += again * len(numbers)
             application += width * out * inputs * len(numbers)
     return Floor(plain(workload), capture, refresh, application)
 
 
-def _products(side: Operator) -> tuple[float, float, float]:
+def products(side: Operator) -> tuple[float, float, float]:
     """Multiply–adds of one factor: a row captured, a refresh, and an application to one number; zeros where it is diagonal."""
     if isinstance(side, Dense) and side.size > 1:
         return 0.5 * side.size**2, 0.5 * side.size**3, side.size

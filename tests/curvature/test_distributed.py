@@ -59,6 +59,7 @@ CASES: dict[str, tuple[dict, tuple[int, int]]] = {
     "exact": ({"fisher": ExactFisher(Categorical())}, (4, 4)),
     "input only": ({"fisher": InputOnly()}, (4, 4)),
     "blocks": ({"max_dim": 3}, (4, 4)),
+    "sketches": ({"max_dim": 3, "rank": 2}, (4, 4)),
     "corrected": ({"corrected": True}, (4, 4)),
     "staggered": ({"stagger": True, "factor_every": 2, "refresh_every": 2}, (4, 4)),
     "staggered, observed": ({"stagger": True, "refresh_every": 2, "fisher": ExactFisher(Categorical())}, (4, 4)),

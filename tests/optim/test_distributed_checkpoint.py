@@ -25,6 +25,7 @@ OPTIONS = {
     "no momentum": {"policy": POLICY, "momentum": 0.0},
     "eigen, corrected": {"policy": Policy(2, 3, 0, corrected=True), "solver": Eigen()},
     "blocks": {"policy": Policy(2, 3, 0, max_dim=2)},
+    "sketches": {"policy": Policy(2, 3, 0, max_dim=2, rank=1)},
     "input only": {"policy": Policy(2, 3, 0, fisher=InputOnly())},
     "machine": {"policy": POLICY, "solver": Guarded(ThermodynamicSolve(IDEAL, LONG))},
 }

@@ -52,6 +52,7 @@ CASES: dict[str, dict] = {
     "l2": {"policy": {"l2": 0.05}},
     "sum": {"policy": {"reduction": Reduction.SUM}},
     "blocks": {"policy": {"max_dim": 3}},
+    "sketches": {"policy": {"max_dim": 3, "rank": 1}},
     "rarely": {"policy": {"factor_every": 2, "refresh_every": 2}},
 }
 

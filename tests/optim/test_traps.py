@@ -75,6 +75,7 @@ POLICIES = {
     "exact": replace(PLAIN, fisher=ExactFisher(Categorical())),
     "input only": replace(PLAIN, fisher=InputOnly()),
     "blocks": replace(PLAIN, max_dim=2),
+    "sketches": replace(PLAIN, max_dim=2, rank=1),
 }
 
 
