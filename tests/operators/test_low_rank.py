@@ -9,14 +9,15 @@ from heatbath.operators import LowRank
 from heatbath.solvers import diagonal_of, product_work
 from heatbath.solvers.inverse import Inverse, apply_inverse, apply_inverse_to_columns
 from heatbath.work import matmul
-from tests.laws import noise, spd
+from tests.laws import noise
+from tests.zoo import spd
 
 N, R = 9, 4
 
 
 def low_rank(*stack: int) -> LowRank:
     basis, _ = torch.linalg.qr(noise(*stack, N, R))
-    return LowRank(basis, spd(*stack, n=R, seed=1), noise(*stack, seed=2).abs() + 0.5)
+    return LowRank(basis, spd(*stack, n=R, seed=1), noise(*stack, 1, seed=2)[..., 0].abs() + 0.5)
 
 
 def truth(operator: LowRank) -> torch.Tensor:
