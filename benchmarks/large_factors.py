@@ -1,10 +1,11 @@
 """What does a large factor lose in diagonal blocks, what as a sketch of low rank, and what does it cost?
 
-    OMP_NUM_THREADS=1 python benchmarks/large_factors.py --write   # about 3 minutes; HEATBATH_DATA names the folder with CIFAR-10
+    OMP_NUM_THREADS=1 python benchmarks/large_factors.py --write   # about 3 minutes
 
-The network of workload (c) of `step.py`, two convolutions and a linear layer 4096 → 10, learns CIFAR-10 (or what stands in for it)
-by `hb.KFAC` with all factors in full, batches of 64. Then, for the factor A [4097, 4097] it averaged and the gradient of a fresh
-batch, the natural gradient v of the last layer with A in another form is set against that with A in full, v*:
+The network of workload (c) of `step.py`, two convolutions and a linear layer 4096 → 10, learns CIFAR-10 from the folder that
+HEATBATH_DATA names (or what stands in for it) by `hb.KFAC` with all factors in full, batches of 64. Then, for the factor A
+[4097, 4097] it averaged and the gradient of a fresh batch, the natural gradient v of the last layer with A in another form is
+set against that with A in full, v*:
 
     error    ‖v − v*‖ / ‖v*‖
     cosine   vᵀv* / ‖v‖‖v*‖
@@ -82,7 +83,7 @@ def train(data: tuple[Tensor, ...], steps: int, seed: int, limits: tuple[int | N
         optimizer.zero_grad()
         loss = F.cross_entropy(model(images[index]), labels[index])
         loss.backward()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         if len(losses) <= steps:
             optimizer.step()
     return optimizer, statistics.mean(losses[steps - LAST : steps])

@@ -173,14 +173,12 @@ CONTESTANTS: dict[str, Contestant] = {
         lambda m: kfac(m, solver=NewtonSchulz(warm_steps=3)),
         10,
         intervals=(10, 10),
-        largest=2048,
     ),
     "hb.KFAC, thermodynamic": Contestant(
         "solver=ThermodynamicInverse(tngd-2024), fast law",
         lambda m: kfac(m, solver=emulated()),
         10,
         intervals=(10, 10),
-        largest=2048,
     ),
     "hb.KFAC, thermodynamic, blocks of 1024": Contestant(
         "the same with Policy(max_dim=1024, rank=None)",

@@ -90,7 +90,9 @@ def test_no_step_waits_for_the_device(solver, options, reduction):
         with NoReads():
             optimizer.step()
         kinds.add((captured, optimizer._tally.refreshes > refreshes))
-    later = {(False, True)} if isinstance(solver, WarmStarted) or "refresh_above" in options else set()  # what the step before asked for
+    later = (
+        {(False, True)} if isinstance(solver, WarmStarted) or "refresh_above" in options else set()
+    )  # what the step before asked for
     assert kinds == {(True, True), (True, False), (False, False)} | later
     assert optimizer.report()["skipped_steps"] == 1
 

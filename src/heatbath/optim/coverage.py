@@ -71,7 +71,7 @@ def describe(layout: Layout, model: nn.Module) -> Coverage:
     ties = {key: f", tied: {' and '.join(name for name, _ in own)}" * (len(own) > 1) for key, own in users.items()}
     rows = []
     for site in layout.sites:
-        shapes = " + ".join(f"{b.places}×" * (b.places > 1) + f"{b.domain[0]}×{b.domain[1]}" for b in site.blocks)
+        shapes = " + ".join(_shape(stack, site.blocks[place.block].places) for stack, place in layout.places[id(site)])
         numbers = sum(p.numel() for p in site.parameters().values())
         tie = "".join({ties[id(p)] for p in site.parameters().values() if site.twins and id(p) in ties})
         treatment = "adamw, no call seen" if site.name in layout.uncalled else f"kfac {shapes}{tie}"
@@ -83,6 +83,14 @@ def describe(layout: Layout, model: nn.Module) -> Coverage:
         if id(p) not in known:
             rows.append(Covered(name, kinds[id(p)], "untrained" if p.requires_grad else "frozen", p.numel()))
     return Coverage(tuple(rows), _held(layout.stacks))
+
+
+def _shape(stack: Stack, places: int) -> str:
+    """A block in words: its places, its shape, and which sides are not held in full."""
+    form = stack.sums.form
+    (out, inputs), sides = form.block.domain, (("outputs", form.left), ("inputs", form.right))
+    cut = ", ".join(f"{name}: {held}" for name, held in sides if held is not None and str(held))
+    return f"{places}×" * (places > 1) + f"{out}×{inputs}" + f" ({cut})" * bool(cut)
 
 
 def _held(stacks: Sequence[Stack]) -> dict[str, int]:

@@ -199,7 +199,10 @@ def find_places(stacks: Sequence[Stack]) -> dict[int, list[tuple[Stack, Place]]]
 
 
 def carry_over(old: Sequence[Stack], new: Sequence[Stack]) -> None:
-    """Copy what was learned about blocks that are in both; solver states and eigenbases are left to the next refresh."""
+    """Copy what was learned about blocks that are in both; solver states and eigenbases are left to the next refresh.
+
+    Averages that are held in another form than before (`Policy.max_dim`, `rank`) start anew.
+    """
     known = {(p.site.name, p.block, stack.domain): (stack, p) for stack in old for p in stack.places}
     for stack in new:
         for place in stack.places:
@@ -211,7 +214,8 @@ def carry_over(old: Sequence[Stack], new: Sequence[Stack]) -> None:
             if source.momentum is not None:
                 stack.momentum = stack.empty().zero_() if stack.momentum is None else stack.momentum
                 stack.momentum[place.slice] = source.momentum[there.slice]
-            if source.mean is not None and source.ages[there.index]:
+            same = (source.sums.form.left, source.sums.form.right) == (stack.sums.form.left, stack.sums.form.right)
+            if source.mean is not None and source.ages[there.index] and same:
                 stack.ages[place.index] = source.ages[there.index]
                 stack.mean = stack.sums.collect(None)[0] if stack.mean is None else stack.mean
                 _copy(stack.mean, place.slice, source.mean, there.slice)
