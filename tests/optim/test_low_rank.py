@@ -126,19 +126,24 @@ def test_a_machine_needs_as_many_cells_as_the_rank():
 def test_errors_of_a_machine_are_not_magnified():
     """S⁻¹ wrong by 1 % moves the inverse of the whole by at most 1 % along every direction, however small the damping."""
     operator = _sketched(1, 41, 2).shift(1e-6)
-    low = operator.low_rank()
     state, _ = Factorwise(Cholesky()).prepare(Kronecker(Dense(torch.ones(1, 1, 1).double()), operator))
     exact = state.right.inverse(state.right.inner).operator
     wrong = replace(exact, core=1.01 * exact.core)
-    values = torch.linalg.eigvalsh(torch.linalg.solve(exact.dense(), wrong.dense()) + 0 * low.rest)
+    values = torch.linalg.eigvalsh(torch.linalg.solve(exact.dense(), wrong.dense()))
     assert values.min() > 0.99 and values.max() < 1.011
 
 
-@pytest.mark.parametrize("solver", [None, ThermodynamicSolve(IDEAL, LONG), WarmStarted()], ids=["c", "m", "w"])
-@pytest.mark.parametrize("options", [{}, {"stagger": True}, {"refresh_above": 0.01}], ids=["", "staggered", "triggered"])
+RUNS = {
+    "plain": (None, {}),
+    "staggered": (None, {"stagger": True}),
+    "triggered": (None, {"refresh_above": 0.01}),
+    "warm-started": (WarmStarted(), {}),
+    "machine": (ThermodynamicSolve(IDEAL, LONG), {}),
+}
+
+
+@pytest.mark.parametrize("solver,options", RUNS.values(), ids=RUNS.keys())
 def test_a_run_resumes_bit_equal_in_mid_interval(solver, options):
-    if "refresh_above" in options and isinstance(solver, ThermodynamicSolve):
-        return
     policy = Policy(factor_every=2, refresh_every=3, patience=0, max_dim=2, rank=1, **options)
     data, model = batches(9), network()
 
@@ -241,11 +246,8 @@ def test_a_vocabulary_takes_a_sketch_and_an_embedding_a_diagonal():
 def test_the_defaults_hold_up_to_2048_in_full():
     model = nn.ModuleList([nn.Linear(2047, 1), nn.Linear(2048, 1), nn.Linear(1, 2049, bias=False)])
     table = KFAC(model).coverage()
-    assert [row.treatment for row in table.rows] == [
-        "kfac 1×2048",
-        "kfac 1×2049 (inputs: rank 256)",
-        "kfac 2049×1 (outputs: rank 256)",
-    ]
+    cut = ["kfac 1×2049 (inputs: rank 256)", "kfac 2049×1 (outputs: rank 256)"]
+    assert [row.treatment for row in table.rows] == ["kfac 1×2048", *cut]
 
 
 def test_coverage_says_which_sides_are_cut():

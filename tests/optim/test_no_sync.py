@@ -90,9 +90,8 @@ def test_no_step_waits_for_the_device(solver, options, reduction):
         with NoReads():
             optimizer.step()
         kinds.add((captured, optimizer._tally.refreshes > refreshes))
-    later = (
-        {(False, True)} if isinstance(solver, WarmStarted) or "refresh_above" in options else set()
-    )  # what the step before asked for
+    asked = isinstance(solver, WarmStarted) or "refresh_above" in options  # by the step before
+    later = {(False, True)} if asked else set()
     assert kinds == {(True, True), (True, False), (False, False)} | later
     assert optimizer.report()["skipped_steps"] == 1
 
