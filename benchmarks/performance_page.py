@@ -49,11 +49,12 @@ layers are far from square. A refresh costs (O³ + I³)/2 against 3·T·O·I: wh
 is not, `refresh_every=50` or 100 saves most of what lies between `median` and `ratio` in the tables. Intervals grow from 1 in
 the first steps (`patience`), because young averages are what makes K-FAC diverge; that is about ten refreshes more, once.
 
-## Block size
+## Large factors
 
-A factor of n costs n³/2 to renew and n² numbers to hold twice. `Policy(max_dim=1024)` cuts it into K = n/1024 diagonal blocks:
-the first falls to 1/K², the second to 1/K, and coupling between the blocks is dropped. Use it for layers like that of (c), with
-thousands of inputs. Below about 1000 it saves little, and changes the method.
+A factor of n costs n³/2 to renew and n² numbers to hold twice. By default those above 2048 are held as sketches of rank
+r = 256, for 3nr² and nr. `Policy(max_dim=1024, rank=None)` cuts them into K = n/1024 diagonal blocks in place of that: n³/2
+falls to 1/K², n² to 1/K, and coupling between the blocks is dropped; `Policy(max_dim=None)` holds all in full.
+[refresh.md](refresh.md) measures what each form loses: rank 256 less than blocks of 2048. Below about 1000 neither saves much.
 
 ## Solver
 

@@ -34,8 +34,7 @@ from torch import Tensor, nn
 import heatbath as hb
 from heatbath.experiments.environment import host, versions
 from heatbath.experiments.models import autoencoder
-from heatbath.operators import Dense, DenseRoot, Gram
-from heatbath.solvers import Cholesky, SmallSide, Solver, WarmStarted
+from heatbath.solvers import Cholesky, Solver, WarmStarted
 
 RESULTS = Path(__file__).parent / "results" / "refresh.json"
 EVERY = 10
@@ -146,27 +145,6 @@ def row(
     }
 
 
-def low_rank(n: int = 4097, rows: int = 64, outputs: int = 10) -> list[dict[str, Any]]:  # Any: JSON values
-    """The input factor of one batch of fewer rows than its size, inverted whole and on its small side by Woodbury."""
-    x = torch.randn(1, rows, n, generator=torch.Generator().manual_seed(0)) / rows**0.5
-    gradient = torch.randn(1, outputs, n, generator=torch.Generator().manual_seed(1))
-    damping, found, values = torch.full((1,), 0.01), [], []
-    for title, solver, operator in (
-        ("Cholesky", Cholesky(), Dense(x.mT @ x).shift(damping)),
-        ("SmallSide", SmallSide(Cholesky()), Gram(DenseRoot(x), damping)),
-    ):
-        state, _ = solver.prepare(operator)
-        start = time.process_time()
-        state, _ = solver.prepare(operator)
-        prepared = time.process_time()
-        values.append(solver.solve(state, gradient).value)
-        done = time.process_time()
-        times = {"prepare_ms": 1e3 * (prepared - start), "solve_ms": 1e3 * (done - prepared)}
-        difference = ((values[-1] - values[0]).norm() / values[0].norm()).item()
-        found.append({"solver": title, "n": n, "rows": rows, "outputs": outputs, **times, "difference": difference})
-    return found
-
-
 def show(rows: list[dict[str, Any]]) -> None:  # Any: JSON values
     """A table for people."""
     table = Table("workload", "contestant", "median", "p99", "worst", "p99/median", "mean", "refreshed", "kept", "not arrived")
@@ -181,17 +159,12 @@ def show(rows: list[dict[str, Any]]) -> None:  # Any: JSON values
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=list(WORKLOADS), help="one workload; nothing is written then")
-    parser.add_argument("--low-rank", action="store_true", help="only the factor with few rows")
     parser.add_argument("--steps", type=int, default=200, help="counted steps of each contestant")
     chosen = parser.parse_args()
-    if chosen.low_rank:
-        Console().print(*low_rank(), sep="\n")
-        return
     rows = [r for name in WORKLOADS if chosen.only in (None, name) for r in measure(name, chosen.steps)]
     show(rows)
     if chosen.only is None:
-        both = {"rows": rows, "low_rank": low_rank()}
-        record = {"threads": torch.get_num_threads(), "host": host(torch.device("cpu")), "versions": versions(), **both}
+        record = {"threads": torch.get_num_threads(), "host": host(torch.device("cpu")), "versions": versions(), "rows": rows}
         RESULTS.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
