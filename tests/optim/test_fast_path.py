@@ -113,11 +113,12 @@ def test_half_precision_rows_are_summed_in_single_precision():
     assert (found - truth).norm() / truth.norm() < 1e-6
 
 
+@pytest.mark.parametrize("limits", [{}, {"max_dim": 60, "rank": 16}], ids=["whole", "sketches"])
 @pytest.mark.parametrize("name", ["Cholesky", "NewtonSchulz", "Guarded(Cholesky)"])
-def test_the_application_compiles_whole_and_gives_the_same(name):
+def test_the_application_compiles_whole_and_gives_the_same(name, limits):
     """No graph break in applying a prepared state to gradients."""
     model = network()
-    optimizer = KFAC(model, solver=SOLVERS[name][0], policy=Policy(factor_every=1))
+    optimizer = KFAC(model, solver=SOLVERS[name][0], policy=Policy(factor_every=1, **limits))
     F.cross_entropy(model(noise(40, 280)), torch.arange(40) % 5).backward()
     optimizer.step()
     stack = optimizer.stacks[0]

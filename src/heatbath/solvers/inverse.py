@@ -12,8 +12,8 @@ from torch import Tensor
 
 from heatbath.operators import Dense, Diagonal, LowRank, Operator, product, tree
 from heatbath.solvers.base import Outcome, Solution
-from heatbath.solvers.products import product_work, vectors_of
-from heatbath.work import Work, elementwise
+from heatbath.solvers.products import low_rank_product, members, vectors_of
+from heatbath.work import Work, elementwise, matmul
 
 
 @tree
@@ -51,7 +51,7 @@ def apply_inverse(state: Inverse, rhs: Tensor) -> Solution:
     operator = state.operator
     notes = {} if state.residual is None else {"inverse_residual": state.residual}
     value = operator.__matmul__(rhs)  # by name: torch.compile takes `operator @ rhs` for a product of two tensors
-    return Solution(value, product_work(operator, vectors_of(operator, rhs)), state.outcome, notes=notes)
+    return Solution(value, _work(operator, vectors_of(operator, rhs)), state.outcome, notes=notes)
 
 
 def apply_inverse_to_columns(state: Inverse, rhs: Tensor) -> Solution:
@@ -65,4 +65,12 @@ def apply_inverse_to_columns(state: Inverse, rhs: Tensor) -> Solution:
         value = operator.columns(rhs)
     else:
         value = product(operator.matrix.mT, rhs)  # as rows are solved, b X: an X by products is symmetric to κ² rounding only
-    return Solution(value, product_work(operator, rhs.shape[-1]), state.outcome, notes=notes)
+    return Solution(value, _work(operator, rhs.shape[-1]), state.outcome, notes=notes)
+
+
+def _work(operator: Operator, vectors: int) -> Work:
+    """As `product_work`, whose dispatch `torch.compile` does not follow."""
+    if isinstance(operator, LowRank):
+        return low_rank_product(operator, vectors)
+    n = operator.size
+    return Work.of(matmul(vectors, n, n) if isinstance(operator, Dense) else elementwise(vectors * n), members(operator))

@@ -57,7 +57,8 @@ def _(operator: BlockDiagonal, vectors: int) -> Work:
 
 
 @product_work.register
-def _(operator: LowRank, vectors: int) -> Work:
+def low_rank_product(operator: LowRank, vectors: int) -> Work:
+    """The rule of `LowRank`, by name for what `torch.compile` has to follow."""
     n, r = operator.size, operator.rank
     products = Work.of(matmul(vectors, n, r)) + Work.of(matmul(vectors, r, r)) + Work.of(matmul(vectors, r, n))
     return (products + Work.of(elementwise(vectors * n))) * members(operator)
