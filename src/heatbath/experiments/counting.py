@@ -20,7 +20,7 @@ from torch.utils.flop_counter import flop_registry
 from heatbath.experiments.experiment import Loss
 from heatbath.optim import NaturalGradient, Pass
 from heatbath.optim.quadratic import linearize
-from heatbath.work import Job, Kernel, Work, elementwise, matmul, update
+from heatbath.work import Kernel, Work, elementwise, matmul, update
 
 # Operations and numbers (read + written) per parameter of one update, from the update rules.
 UPDATES = {"SGD": (5, 5), "Adam": (14, 7), "AdamW": (16, 7), "NAdam": (20, 7)}
