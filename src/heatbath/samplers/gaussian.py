@@ -172,8 +172,8 @@ def read_scaled(
         samples of N(Λ⁻¹b, Λ⁻¹), `[*stack, reads, chains, n]`; clip counts over the stack.
 
     Raises:
-        ValueError: a diagonal that is not positive, what `read_voltages` refuses, or a machine on which rounding made a precision
-            indefinite.
+        ValueError: a diagonal that is not positive, what `read_voltages` refuses, or a machine on which rounding made a
+            precision indefinite.
     """
     diagonal = precision.diagonal(dim1=-2, dim2=-1)
     if not bool((diagonal > 0).all()):

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from heatbath.costs import PARTS, Bill
-from heatbath.experiments.plots import COLOURS, DASHES, style, table_csv, tidy
+from heatbath.experiments.csv_text import table_csv
+from heatbath.experiments.plots import COLOURS, DASHES, style, tidy
 from heatbath.experiments.studies.crossover import best_digital, seconds_of
 from heatbath.experiments.studies.page import Picture
 from heatbath.experiments.studies.runtime import Counted, Runtime, with_time_constant
