@@ -17,7 +17,7 @@ from heatbath.experiments.studies.runtime import Counted, Runtime, with_time_con
 from heatbath.experiments.studies.step_bill import Hardware, step_prices
 from heatbath.experiments.studies.step_work import rescaled
 from heatbath.machines.figures import settle_seconds
-from heatbath.solvers.thermodynamic import SETTLE_TAUS
+from heatbath.machines.spec import SETTLE_TAUS
 
 SHOWN = 10  # the interval of the figures
 PART_COLOURS = dict(zip(PARTS, ("#7a8794", "#d55e00", "#c79a00", "#b07ad1", "#2e8fd6", "#12a37a"), strict=True))
