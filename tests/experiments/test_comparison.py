@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
-from heatbath.costs import h100, price
+from heatbath.costs import Bill, h100, price
 from heatbath.experiments import Record, RunFiles, RunOptions, Target
 from heatbath.experiments.comparison import (
     compare,
@@ -17,6 +19,7 @@ from heatbath.experiments.comparison import (
     predict,
     summarize,
 )
+from heatbath.experiments.training import Training
 from heatbath.work import Work
 from tests.experiments import tasks
 
@@ -45,15 +48,38 @@ def test_the_machine_is_known_from_the_record_alone(records: list[Record]) -> No
     assert machines_of(records[1])["tngd-2024"] == tasks.choice("solve").machine
 
 
-def test_a_prediction_prices_the_average_step_times_the_steps(records: list[Record]) -> None:
+def test_one_machine_serves_the_drives_of_a_run_one_after_the_other(records: list[Record]) -> None:
     bill = predict(records[1])
     assert bill is not None
-    work = records[1].work(records[1].rows[-1])
-    expected = price(work * (1 / 20), digital=h100(), machines=machines_of(records[1])) * 20
-    assert bill.seconds == pytest.approx(expected.seconds)
-    # one machine serves its drives one after the other: settling and reading add up over the whole run
     analog = bill.seconds_by_part["settle"] + bill.seconds_by_part["read"]
-    assert analog == pytest.approx(work.analog_seconds, rel=1e-9)
+    assert analog == pytest.approx(records[1].work(records[1].rows[-1]).analog_seconds, rel=1e-9)
+
+
+def layers_of_one_size() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), *[layer for _ in range(6) for layer in (nn.Tanh(), nn.Linear(8, 8))], nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize(("name", "copies"), [("kfac", 1), ("inverse", 50)])
+def test_a_prediction_is_the_sum_of_the_prices_of_all_steps(name: str, copies: int, tmp_path: Path) -> None:
+    """Every step of the same run priced by itself; the average step would lose the batching of what refreshes do at once."""
+    task, steps = tasks.experiment(model=layers_of_one_size), 40
+    record = tasks.train(tmp_path, name, steps=steps, task=task)
+    prices = {"digital": h100(), "machines": machines_of(record), "copies": copies}
+    total, truth = Work(), Bill()
+    with torch.random.fork_rng(devices=[]):
+        run = Training(task, dataset=tasks.blobs(), choice=tasks.choice(name), seed=0, device=torch.device("cpu"))
+        for _ in range(steps):
+            run.advance()
+            step = run.step_work + run.optimizer.work + total * -1  # type: ignore[attr-defined]
+            kinds = [{kind: count for kind, count in part.items() if count} for part in (step.kernels, step.jobs)]
+            truth, total = truth + price(Work(*kinds), **prices), run.optimizer.work  # type: ignore[attr-defined,arg-type]
+    predicted = predict(record, copies=copies)
+    assert predicted is not None
+    assert predicted.seconds_by_part == pytest.approx(truth.seconds_by_part, rel=1e-9)
+    average = price(record.work(record.rows[-1]) * (1 / steps), **prices) * steps  # type: ignore[arg-type]
+    assert average.seconds > 1.1 * truth.seconds
+    rows = [{key: value for key, value in row.items() if key != "occasions"} for row in record.rows]
+    assert predict(replace(record, rows=rows), copies=copies) == average  # what is left for old records
 
 
 def test_a_run_without_steps_has_no_prediction(records: list[Record]) -> None:

@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from heatbath.curvature import Categorical, SampledFisher
-from heatbath.experiments.counting import model_work, pass_work, total_work, update_work
+from heatbath.experiments.counting import Occasions, model_work, pass_work, split_by_occasions, total_work, update_work
 from heatbath.optim import KFAC, LevenbergMarquardt, Pass, Policy, QuadraticModel
-from heatbath.work import Work
+from heatbath.work import Job, Work, matmul
 
 NETWORKS = {
     "linear": (nn.Linear(6, 3), (20, 6)),
@@ -157,3 +157,18 @@ def test_work_of_an_optimizer_whose_update_is_not_known_is_not_counted() -> None
     unknown = torch.optim.Adagrad(model.parameters())
     assert update_work(unknown) is None
     assert total_work(unknown, model_step=Work(), steps=3) is None
+
+
+def test_occasions_tell_a_stack_now_and_then_from_a_problem_in_every_step() -> None:
+    often, seldom = matmul(2, 3, 4), Job("machine", 5, drives=5)
+    occasions, total = Occasions(), Work()
+    for step in range(6):
+        total = total + Work.of(often, 2) + (Work.of(seldom, 4) if step % 3 == 0 else Work())
+        occasions.see(total)
+    assert occasions.steps == Work({often: 6}, {seldom: 2})
+    parts = split_by_occasions(total, occasions.steps)
+    assert parts == [(Work({often: 12}), 6), (Work({}, {seldom: 8}), 2)]
+    resumed = Occasions()
+    resumed.load(occasions.steps, total)
+    resumed.see(total + Work.of(often))
+    assert resumed.steps == Work({often: 7}, {seldom: 2})

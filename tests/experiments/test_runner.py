@@ -55,6 +55,7 @@ def test_a_killed_run_resumes_to_a_bit_equal_trajectory(tmp_path: Path, name: st
     assert [row["loss"] for row in resumed.rows] == [row["loss"] for row in whole.rows]
     assert [row["metrics"] for row in resumed.measured] == [row["metrics"] for row in whole.measured]
     assert [row["work"] for row in resumed.measured] == [row["work"] for row in whole.measured]
+    assert [row["occasions"] for row in resumed.measured] == [row["occasions"] for row in whole.measured]
     assert resumed.ended == "finished"
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all(torch.equal(one[key], other[key]) for key in one)

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from heatbath.operators import to_plain
+from heatbath.machines import Machine
+from heatbath.operators import map_tensors, to_plain
 from heatbath.optim import KFAC, Policy
+from heatbath.optim.deferred import Deferred
 from heatbath.solvers import Cholesky, Eigen, Guarded, NewtonSchulz, ThermodynamicSolve, WarmStarted
 from tests.laws import Scale, batches, network, saved_and_loaded, train
 from tests.zoo import EIGHT, IDEAL
@@ -50,11 +52,81 @@ def test_the_same_layers_in_other_groups_are_refused():
         one.load_state_dict(two.state_dict())
 
 
-def test_stacks_cut_for_staggering_are_refused_by_an_optimizer_that_cuts_none():
-    model = nn.Sequential(*[nn.Linear(3, 3) for _ in range(4)])
-    cut = KFAC(model, policy=Policy(2, 2, stagger=True))
-    with pytest.raises(ValueError, match=r"another order, or stacks that Policy\(stagger=True\) cut$"):
+def alike() -> nn.Module:
+    return nn.Sequential(*[layer for _ in range(4) for layer in (nn.Linear(4, 4), nn.Tanh())], nn.Linear(4, 3)).double()
+
+
+def by_block(optimizer: KFAC) -> dict[str, list[torch.Tensor]]:
+    """Everything that lies in stacks, by the name of the block it belongs to."""
+    found = {}
+    for stack in optimizer.stacks:
+        tensors = [stack.boost, stack.momentum]
+        for kept in (stack.mean, stack.state, stack.corrected):
+            map_tensors(lambda tensor, to=tensors: to.append(tensor) or tensor, kept)
+        for name, place in zip(stack.names, stack.places, strict=True):
+            found[name] = [*(tensor[place.slice] for tensor in tensors), torch.tensor(stack.ages[place.index])]
+    return found
+
+
+def assert_equal_blocks(one: KFAC, other: KFAC) -> None:
+    here, there = by_block(one), by_block(other)
+    assert here.keys() == there.keys()
+    for name, tensors in here.items():
+        assert all(torch.equal(a, b) for a, b in zip(tensors, there[name], strict=True)), name
+
+
+EXACT = Machine(IDEAL.spec, tolerance=0)  # one law for all stacks
+SOLVERS = [None, Eigen(), Guarded(NewtonSchulz()), WarmStarted(NewtonSchulz(warm_steps=6)), ThermodynamicSolve(EXACT)]
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_state_moves_between_staggered_and_not_block_by_block(cut: bool, solver: Any) -> None:
+    here, there = alike(), alike()
+    options = {"solver": solver, "momentum": 0.9}
+    policies = [Policy(20, 20, stagger=stagger) for stagger in (cut, not cut)]
+    one = KFAC(here, policy=policies[0], **options)
+    train(here, one, batches(3))
+    other = KFAC(there, policy=policies[1], **options)
+    assert len(one.stacks) != len(other.stacks)
+    there.load_state_dict(here.state_dict())
+    other.load_state_dict(saved_and_loaded(one.state_dict()))
+    assert_equal_blocks(one, other)
+    back = KFAC(alike(), policy=policies[0], **options)
+    back.load_state_dict(other.state_dict())
+    assert str(back.state_dict()) == str(one.state_dict())
+    assert_equal_blocks(one, back)
+    train(there, other, batches(2))
+    assert all(torch.isfinite(p).all() for p in there.parameters())
+
+
+def test_flags_of_members_move_with_their_blocks():
+    model = alike()
+    cut, whole = (KFAC(model, policy=Policy(20, 20, stagger=stagger)) for stagger in (True, False))
+    train(model, cut, batches(2))
+    for number, stack in enumerate(cut.stacks):
+        stack.failed = Deferred.of([0] if number % 2 else [], stack.length)
+    flagged = {stack.names[0] for stack in cut.stacks if stack.failed.members()}
+    whole.load_state_dict(cut.state_dict())
+    assert {stack.names[i] for stack in whole.stacks for i in stack.failed.members()} == flagged
+    assert all(stack.misfit is None for stack in whole.stacks)
+
+
+def test_stacks_of_which_some_have_no_curvature_are_not_joined():
+    model = alike()
+    cut = KFAC(model, policy=Policy(20, 20, stagger=True))
+    train(model, cut, batches(2))
+    cut.stacks[0].mean = None
+    with pytest.raises(ValueError, match="some of them have no curvature yet: load it with the policy it was saved with"):
         KFAC(model).load_state_dict(cut.state_dict())
+
+
+def test_machines_emulated_by_different_laws_are_not_joined():
+    model = alike()
+    cut = KFAC(model, solver=ThermodynamicSolve(IDEAL), policy=Policy(20, 20, stagger=True))
+    train(model, cut, batches(3))
+    with pytest.raises(ValueError, match="solver states differ in kind, as where machines are emulated by different laws"):
+        KFAC(model, solver=ThermodynamicSolve(IDEAL)).load_state_dict(cut.state_dict())
 
 
 def test_another_solver_is_refused_and_the_message_names_both():

@@ -14,6 +14,7 @@ from heatbath.solvers import (
     Blocked,
     Cholesky,
     ConjugateGradient,
+    CosineVectors,
     Fluctuations,
     Guarded,
     NewtonSchulz,
@@ -71,12 +72,44 @@ def test_machines_err_about_as_predicted() -> None:
     assert "tier" in result.notes
 
 
-@pytest.mark.parametrize("readout", [UnitVectors(), Fluctuations(reads=400, interval=50 * TAU, burn_in=500 * TAU)])
-def test_both_read_outs_of_an_inverse_serve(readout: UnitVectors | Fluctuations) -> None:
+@pytest.mark.parametrize(
+    "readout", [CosineVectors(), UnitVectors(), Fluctuations(reads=400, interval=50 * TAU, burn_in=500 * TAU)]
+)
+def test_all_read_outs_of_an_inverse_serve(readout: CosineVectors | UnitVectors | Fluctuations) -> None:
     matrix = spd(2, n=4, condition=5)
     result = linalg.inv(matrix, machine=ROUGH, readout=readout, generator=fresh(1))
     assert ((result.value - torch.linalg.inv(matrix)).flatten(1).norm(dim=1) <= result.error).all()
-    assert ("predicted" in result.notes) == isinstance(readout, UnitVectors)
+    assert ("predicted" in result.notes) != isinstance(readout, Fluctuations)
+
+
+@pytest.mark.parametrize("readout", [None, UnitVectors()])
+def test_noise_of_an_inverse_is_that_of_its_drives_turned_back(readout: UnitVectors | None) -> None:
+    """With rows of noise N(0, m_k² S) turned back by orthonormal C, X = Cᵀ diag(m) Y, the mean of both triangles has the square
+    E‖(X + Xᵀ)/2‖² = ½[Σ m² tr S + tr(Cᵀ diag(m)² C S)]."""
+    count, n, noise = 400, 6, 1e-3
+    matrix = spd(count, n=n, condition=5)
+    root = matrix.diagonal(dim1=-2, dim2=-1).rsqrt()
+    matrix = root[..., :, None] * matrix * root[..., None, :]
+    machine = Machine(MachineSpec(name="noisy", tau=TAU, noise_volts_rms=noise, settle_taus=500.0))
+    result = linalg.inv(matrix, machine=machine, readout=readout, generator=fresh(1))
+    inverse = torch.linalg.inv(matrix)
+    squares = (result.value - inverse).square().sum((-2, -1))
+    drives = (readout or CosineVectors()).drives(matrix)
+    largest = drives.abs().amax(-1)
+    duration = 0.2 * 500  # in units of τ
+    covariance = 2 * noise**2 / duration * (inverse @ inverse - inverse @ inverse @ inverse / duration)  # law (e): settled
+    turned = (drives.mT * largest.square()) @ drives
+    expected = 0.5 * (largest.square().sum() * _trace(covariance) + _trace(turned @ covariance))
+    ratio = squares / expected
+    assert abs(((ratio.mean() - 1) / (ratio.std() / count**0.5)).item()) < 4
+    forecast = (result.notes["predicted"] * inverse.flatten(1).norm(dim=1)).square()
+    above = (forecast / expected).sqrt()
+    assert (above > 1).all()
+    assert (above < 2**0.5).all()
+
+
+def _trace(matrix: torch.Tensor) -> torch.Tensor:
+    return matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
 def test_a_guess_is_passed_on() -> None:

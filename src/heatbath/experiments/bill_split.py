@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
 from heatbath.costs import PARTS, Bill, with_unit
+from heatbath.experiments.csv_text import table_csv
 from heatbath.experiments.page_parts import Picture, Table
 from heatbath.experiments.plots import COLOURS, INK, legend_above, logarithmic, style
 
@@ -109,12 +108,10 @@ def _figure(bills: Bills, quantity: _Quantity) -> Figure:
 
 def _csv(bills: Bills, quantity: _Quantity) -> str:
     """Run, part, value, and whether something in it is not stated."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["run", "part", f"{quantity.name} of one step ({quantity.unit})", "something is not stated"])
+    rows: list[list[object]] = []
     for title, bill in bills:
         for part in PARTS:
             value, unstated = quantity.by_part(bill).get(part, 0.0), part in quantity.unstated(bill)
             if value or unstated:
-                writer.writerow([title, part, f"{value:.6g}" if value else "", "yes" if unstated else "no"])
-    return buffer.getvalue()
+                rows.append([title, part, value or None, "yes" if unstated else "no"])
+    return table_csv(["run", "part", f"{quantity.name} of one step ({quantity.unit})", "something is not stated"], rows)

@@ -1,8 +1,9 @@
 """Several runs of one experiment side by side: the same start, the same batches, one table.
 
-Predicted time is what the counted work of a run would take on given hardware, average step by average step:
+Predicted time is what the counted work of a run would take on given hardware. What runs in k steps (all of them, or those that
+refresh) is priced as the average of these k steps, since stacks are batched within a step and not over several:
 
-    predicted = steps · price(work / steps)
+    predicted = Σ_k k · price(work_k / k)
 
 with the digital kernels on one accelerator and the analog jobs on the run's own machine. It says nothing about the time here,
 where the machine is emulated.
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from heatbath.costs import Bill, Digital, h100, price, with_unit
 from heatbath.experiments.choice import Choice
+from heatbath.experiments.counting import split_by_occasions
 from heatbath.experiments.experiment import Experiment
 from heatbath.experiments.records import Record, RunFiles, read_record
 from heatbath.experiments.runner import RunOptions, Watcher, run
@@ -108,13 +110,22 @@ def machines_of(record: Record) -> dict[str, MachineSpec]:
 
 
 def predict(record: Record, *, digital: Digital | None = None, copies: int = 1) -> Bill | None:
-    """Predicted bill of a run up to its last measured step, on an H100 by default; None before the first step."""
+    """Predicted bill of a run up to its last measured step; None before the first step.
+
+    Args:
+        record: of the run; an old one without occasions is priced as if all its work were spread evenly over its steps, which
+            loses the batching of what is refreshed rarely.
+        digital: who does the kernels; None: an H100.
+        copies: machines of each kind. What runs in the same steps runs on them side by side.
+    """
     rows = [row for row in record.measured if row["step"] > 0 and "work" in row]
     if not rows:
         return None
-    steps = rows[-1]["step"]
-    average = record.work(rows[-1]) * (1 / steps)
-    return price(average, digital=digital or h100(), machines=machines_of(record), copies=copies) * steps
+    work, occasions = record.work(rows[-1]), record.occasions(rows[-1])
+    parts = [(work, rows[-1]["step"])] if occasions is None else split_by_occasions(work, occasions)
+    digital, machines = digital or h100(), machines_of(record)
+    bills = (price(part * (1 / k), digital=digital, machines=machines, copies=copies) * k for part, k in parts)
+    return sum(bills, Bill())
 
 
 def summarize(record: Record) -> Summary:

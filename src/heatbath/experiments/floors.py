@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +9,7 @@ from matplotlib.figure import Figure
 
 from heatbath.costs import Bill, Digital, Floors, floors, with_unit
 from heatbath.experiments.comparison import predict
+from heatbath.experiments.csv_text import table_csv
 from heatbath.experiments.plots import COLOURS, style
 from heatbath.experiments.records import Record
 
@@ -100,12 +99,9 @@ def floors_figure(rows: Sequence[Distance]) -> Figure:
 
 def floors_csv(rows: Sequence[Distance]) -> str:
     """The data of the figure, in joules; an empty cell is not stated."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["run", "digital", "machine", "unstated", *FLOORS])
+    cells: list[list[object]] = []
     for row in rows:
         digital = row.bill.joules_by_part.get("digital", 0.0)
-        least = [f"{getattr(row.least, name):.6g}" for name in FLOORS]
-        machine = f"{row.bill.joules - digital:.6g}"
-        writer.writerow([row.title, f"{digital:.6g}", machine, "; ".join(sorted(row.bill.unstated_joules)), *least])
-    return buffer.getvalue()
+        least = [float(getattr(row.least, name)) for name in FLOORS]
+        cells.append([row.title, digital, row.bill.joules - digital, "; ".join(sorted(row.bill.unstated_joules)), *least])
+    return table_csv(["run", "digital", "machine", "unstated", *FLOORS], cells)

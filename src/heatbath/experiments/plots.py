@@ -7,11 +7,10 @@ out on both.
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
+from heatbath.experiments.csv_text import table_csv
 from heatbath.experiments.experiment import Target
 from heatbath.experiments.groups import Group, group
 from heatbath.experiments.records import Record
@@ -81,16 +81,6 @@ def _canvas() -> tuple[Figure, Axes]:
     """Small, so that its text can still be read on a phone."""
     figure = Figure(figsize=(5.4, 3.4), layout="constrained")
     return figure, figure.add_subplot()
-
-
-def table_csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Rows as CSV; numbers with six digits."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(head)
-    for row in rows:
-        writer.writerow([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row])
-    return buffer.getvalue()
 
 
 def tidy(axes: Axes) -> None:
@@ -192,14 +182,12 @@ def band_curves(groups: Sequence[tuple[str, Sequence[Record]]], axis: Axis) -> F
 
 def band_csv(groups: Sequence[tuple[str, Sequence[Record]]], axis: Axis) -> str:
     """The data of `band_curves` before any smoothing: run, step, lowest, mean, highest."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["run", "step", "lowest", f"mean {axis.metric}", "highest"])
+    rows: list[list[object]] = []
     for title, records in groups:
         across = _across(records, axis)
         for step, *values in zip(across.steps, across.low, across.mean, across.high, strict=True):
-            writer.writerow([title, step, *(f"{value:.6g}" for value in values)])
-    return buffer.getvalue()
+            rows.append([title, step, *values])
+    return table_csv(["run", "step", "lowest", f"mean {axis.metric}", "highest"], rows)
 
 
 @dataclass(frozen=True)
@@ -284,13 +272,11 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 def curves_csv(records: Sequence[Record], axis: Axis) -> str:
     """The data of a figure before any smoothing: run, seed, step, seconds, value; long curves are thinned."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["run", "seed", "step", "seconds", axis.metric])
+    rows: list[list[object]] = []
     for one in group(records):
         for record in one.records:
-            rows = list(zip(*record.metric(axis.metric), strict=True))
-            stride = max(1, len(rows) // CSV_POINTS)
-            for step, seconds, value in rows[::stride]:
-                writer.writerow([one.title, record.header["seed"], step, f"{seconds:.6g}", f"{value:.7g}"])
-    return buffer.getvalue()
+            points = list(zip(*record.metric(axis.metric), strict=True))
+            stride = max(1, len(points) // CSV_POINTS)
+            for step, seconds, value in points[::stride]:
+                rows.append([one.title, record.header["seed"], step, seconds, f"{value:.7g}"])
+    return table_csv(["run", "seed", "step", "seconds", axis.metric], rows)

@@ -3,8 +3,9 @@
     line 1      the header: what was run, on which data, with which versions, how
     a row       {"step": k, "loss": ..., "seconds": ...} after the k-th update; `loss` is the mini-batch loss that update was
                 made from, `seconds` the training time so far without measuring. Where metrics were measured the row also has
-                "metrics", where it is counted "work" (cumulative, `Work.to_json`) and, if the optimizer reports, "optimizer";
-                the last one, where that was asked for, "preconditioner" (`optim.Anisotropy`). Row 0 is the start.
+                "metrics", where it is counted "work" (cumulative, `Work.to_json`) with the "occasions" of each kernel and
+                job (in how many steps it ran, in the same form; missing in old records) and, if the optimizer reports,
+                "optimizer"; the last one, where that was asked for, "preconditioner" (`optim.Anisotropy`). Row 0 is the start.
     an event    {"event": "warning" | "resumed" | "interrupted" | "diverged" | "failed" | "finished", "step": k, "message": ...}
 
 Lines are only ever appended. A run that was killed leaves rows beyond its last checkpoint; resuming adds an event "resumed"
@@ -195,6 +196,11 @@ class Record:
     def work(row: Row) -> Work:
         """Cumulative work at a row that has it."""
         return Work.from_json(row["work"])
+
+    @staticmethod
+    def occasions(row: Row) -> Work | None:
+        """In how many steps each kernel and job of `work` ran, as counts; None in an old record."""
+        return Work.from_json(row["occasions"]) if "occasions" in row else None
 
 
 def read_record(path: Path) -> Record:

@@ -305,6 +305,7 @@ class _Loop:
             work = self.training.work()
             if work is not None:
                 row["work"] = work.to_json()
+                row["occasions"] = self.training.occasions.steps.to_json()
             report = self.training.report()
             if report:
                 row["optimizer"] = report

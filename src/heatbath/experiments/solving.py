@@ -7,8 +7,6 @@ the points is `heatbath.solvers.expected`, which knows the law and what the mach
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from heatbath.experiments.csv_text import table_csv
 from heatbath.machines import ClosedLoop, ExactLaw, Machine, Schedule
 from heatbath.operators import Dense
 from heatbath.solvers import Crossbar, Refined, Solver, ThermodynamicSolve, default_schedule, linalg
@@ -133,14 +132,9 @@ class Settling:
 
     def to_csv(self) -> str:
         """Seconds, closed form, root mean square, and every measured error."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(
-            ["seconds", "closed_form", "measured_rms", *(f"measured_{r + 1}" for r in range(len(self.measured[0])))]
-        )
-        for row in zip(self.seconds, self.expected, self.rms, self.measured, strict=True):
-            writer.writerow([f"{v:.7g}" for v in (*row[:3], *row[3])])
-        return buffer.getvalue()
+        head = ["seconds", "closed_form", "measured_rms", *(f"measured_{r + 1}" for r in range(len(self.measured[0])))]
+        rows = zip(self.seconds, self.expected, self.rms, self.measured, strict=True)
+        return table_csv(head, [(*row[:3], *row[3]) for row in rows], digits=7)
 
 
 def forecast(task: Task) -> Prediction:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from heatbath.experiments.checkpoint import random_state, set_random_state
 from heatbath.experiments.choice import Choice
-from heatbath.experiments.counting import model_work, pass_work, total_work
+from heatbath.experiments.counting import Occasions, model_work, pass_work, total_work
 from heatbath.experiments.data import Dataset
 from heatbath.experiments.experiment import Experiment
 from heatbath.experiments.optimizers import build
@@ -83,6 +83,7 @@ class Training:
         self.pass_work = pass_work(bare, self.optimizer, experiment.loss, first)
         check_separate(self.optimizer, self.dataset, first)
         self.step = 0
+        self.occasions = Occasions()
 
     @property
     def parameters(self) -> int:
@@ -103,6 +104,9 @@ class Training:
         else:
             self.optimizer.step()
         self.step += 1
+        work = self.work()
+        if work is not None:
+            self.occasions.see(work)
         return loss.detach()
 
     def measure(self) -> dict[str, float]:
@@ -158,6 +162,7 @@ class Training:
         """All that decides how the run goes on."""
         return {
             "step": self.step,
+            "occasions": self.occasions.steps.to_json(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "order": self.order.state(),
@@ -170,6 +175,10 @@ class Training:
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        work = self.work()
+        if work is not None:
+            every = Work(dict.fromkeys(work.kernels, self.step), dict.fromkeys(work.jobs, self.step))
+            self.occasions.load(Work.from_json(state["occasions"]) if "occasions" in state else every, work)  # else: old
         self.order.load(state["order"])
         self.generator.set_state(state["generator"])
         set_random_state(state["random"], self.device)

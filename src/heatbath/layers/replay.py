@@ -9,7 +9,7 @@ does (Chen et al. 2016, arXiv 1604.06174, and `torch.utils.checkpoint`); the gen
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ class RandomState:
 
     Args:
         host: state of the CPU generator.
-        device: the accelerator and the state of its generator, or None on the CPU.
+        device: the accelerator and the state of its generator, or None on the CPU and on "meta".
     """
 
     host: Tensor
@@ -32,7 +32,7 @@ class RandomState:
     def now(device: torch.device) -> RandomState:
         """The present state, for a module on `device`; call it in a forward pre-hook."""
         host = torch.get_rng_state()
-        if device.type == "cpu":
+        if device.type in ("cpu", "meta"):  # shapes without values draw nothing
             return RandomState(host)
         return RandomState(host, (device, torch.get_device_module(device).get_rng_state(device)))
 
@@ -40,7 +40,8 @@ class RandomState:
 @contextmanager
 def replaying(random: RandomState | None, device: torch.device) -> Iterator[None]:
     """Gradients on, autocast off, and random numbers from `random` until the end of the block."""
-    with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+    available = torch.amp.is_autocast_available(device.type)  # not on "meta", where shapes alone are counted
+    with torch.enable_grad(), torch.autocast(device.type, enabled=False) if available else nullcontext():
         if random is None:
             yield
             return

@@ -32,6 +32,7 @@ from heatbath.operators import (
 from heatbath.optim.corrected import correct
 from heatbath.optim.deferred import Deferred
 from heatbath.optim.fallback import start_state
+from heatbath.optim.recut import recut, same_blocks
 from heatbath.solvers import Inverse, Solver
 
 if TYPE_CHECKING:
@@ -67,7 +68,9 @@ def save(optimizer: NaturalGradient) -> dict[str, Any]:  # Any: plain Python and
 
 
 def restore(optimizer: NaturalGradient, plain: dict[str, Any]) -> None:  # Any: plain Python and tensors
-    """Put a saved state into an optimizer of the same layout."""
+    """Put a saved state into an optimizer of the same blocks; where stacks were cut otherwise, they are cut anew."""
+    if _cuts(json.loads(plain["past"])["layout"]) != _cuts(layout(optimizer)):
+        plain = recut(plain, optimizer.stacks)
     past = json.loads(plain["past"])
     optimizer.steps = past["steps"]
     optimizer._timetable.load_plain(past)
@@ -119,7 +122,11 @@ def rehearse(optimizer: NaturalGradient) -> None:
 
 def layout(optimizer: NaturalGradient) -> list[dict[str, Any]]:  # Any: plain Python
     """Which block of which shape lies where."""
-    return [{"blocks": stack.names, "domain": list(stack.domain)} for stack in optimizer.stacks]
+    return [{"blocks": stack.names, "domain": list(stack.domain), "group": stack.group} for stack in optimizer.stacks]
+
+
+def _cuts(rows: list[dict[str, Any]]) -> list[list[str]]:  # Any: plain Python
+    return [row["blocks"] for row in rows]
 
 
 def recipe(solver: Solver[Any]) -> str:  # Any: any state
@@ -142,18 +149,16 @@ def check_layout(optimizer: NaturalGradient, plain: dict[str, Any]) -> None:  # 
         )
     here = {name: tuple(row["domain"]) for row in layout(optimizer) for name in row["blocks"]}
     there = {name: tuple(row["domain"]) for row in past["layout"] for name in row["blocks"]}
-    if layout(optimizer) == past["layout"]:
+    if same_blocks(layout(optimizer), past["layout"]):
+        if _cuts(past["layout"]) != _cuts(layout(optimizer)):
+            recut(plain, optimizer.stacks)  # raises where it cannot be done
         return
     differing = sorted(n for n in here.keys() | there.keys() if here.get(n) != there.get(n))
     raise ValueError(
         "this state_dict is of a model with other layers: "
         + "; ".join(f"{n}: {there.get(n, 'absent')} saved, {here.get(n, 'absent')} here" for n in differing[:5])
         + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
-        + (
-            ""
-            if differing
-            else "the same layers in other parameter groups or another order, or stacks that Policy(stagger=True) cut"
-        )
+        + ("" if differing else "the same layers in other parameter groups or another order")
     )
 
 

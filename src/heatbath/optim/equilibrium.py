@@ -27,8 +27,6 @@ from torch import Tensor, nn
 from heatbath.machines import MachineSpec
 from heatbath.work import Job, Kernel, Work, elementwise, matmul
 
-SETTLE_TAUS = 50.0  # where a machine states none, as for its other uses
-
 _REASONS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] = (
     (
         nn.MultiheadAttention,
@@ -163,7 +161,7 @@ class EquilibriumPropagation:
             drives=drives,
             drive_bits=3.0 * moved * (spec.drive_bits or 32),
             read_bits=2.0 * units * (spec.read_bits or 32),
-            settle_seconds=3 * (spec.settle_taus or SETTLE_TAUS) * spec.time_constant,
+            settle_seconds=3 * spec.settle_seconds,
             conversions_in=3 * moved,
             conversions_out=2 * units,
         )

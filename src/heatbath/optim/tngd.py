@@ -37,7 +37,6 @@ from heatbath.optim.joint import JointNaturalGradient
 from heatbath.optim.joint_policy import JointPolicy
 from heatbath.optim.options import complete_groups, default_options
 from heatbath.solvers import Full, Guarded, Solution, Solver, ThermodynamicSolve
-from heatbath.solvers.thermodynamic import SETTLE_TAUS
 from heatbath.work import Work
 
 LIMIT = 4096  # parameters; an emulated step costs an eigendecomposition of this size
@@ -142,7 +141,7 @@ class TNGD(JointNaturalGradient):
 
 def relaxation(machine: Machine | Faulty, time: float | None, policy: TNGDPolicy) -> Solver[Any]:  # Any: any state
     """The solver of a policy: one reading after the time t, and the voltages after the delay."""
-    seconds = (machine.spec.settle_taus or SETTLE_TAUS) * machine.spec.time_constant if time is None else float(time)
+    seconds = machine.spec.settle_seconds if time is None else float(time)
     schedule = Schedule(burn_in=seconds, duration=float(policy.delay), reads=1)
     carried = policy.start is Start.CARRIED
     inner = Full(Guarded(ThermodynamicSolve(machine, schedule, equilibrate=False, warm_start=carried)), limit=LIMIT)

@@ -20,6 +20,8 @@ from heatbath.machines import Machine, read_voltages
 from heatbath.operators import check_symmetric
 from heatbath.work import Work, elementwise
 
+CLIPS = ("drive_clipped", "read_clipped", "attenuated")  # counts of a `VoltageReading`
+
 
 @dataclass(frozen=True, eq=False)
 class Gaussian:
@@ -131,12 +133,54 @@ def sample_gaussian(
         ValueError: a precision whose diagonal is not positive, or what `read_voltages` refuses; a machine on which rounding
             made the precision indefinite.
     """
-    diagonal = gaussian.precision.diagonal()
+    return read_scaled(
+        machine,
+        gaussian.precision,
+        gaussian.potential,
+        reads=reads,
+        interval=interval,
+        burn_in=burn_in,
+        chains=chains,
+        generator=generator,
+    )
+
+
+def read_scaled(
+    machine: Machine,
+    precision: Tensor,
+    potential: Tensor | None = None,
+    *,
+    reads: int,
+    interval: float,
+    burn_in: float,
+    chains: int,
+    generator: torch.Generator | None = None,
+) -> Draws:
+    """Program precisions scaled to a unit diagonal, read the machines, and scale the readings back.
+
+    Args:
+        machine: that holds each of them.
+        precision: Λ, `[*stack, n, n]`.
+        potential: b, `[*stack, n]`; None: 0, and so is the mean.
+        reads: samples of each chain.
+        interval: seconds between them.
+        burn_in: seconds before the first.
+        chains: independent chains.
+        generator: source of randomness.
+
+    Returns:
+        samples of N(Λ⁻¹b, Λ⁻¹), `[*stack, reads, chains, n]`; clip counts over the stack.
+
+    Raises:
+        ValueError: a diagonal that is not positive, what `read_voltages` refuses, or a machine on which rounding made a
+            precision indefinite.
+    """
+    diagonal = precision.diagonal(dim1=-2, dim2=-1)
     if not bool((diagonal > 0).all()):
         raise ValueError("a precision needs a positive diagonal; add a prior")
     root = diagonal.rsqrt()
-    programmed = machine.program(root[:, None] * gaussian.precision * root, generator=generator)
-    if not bool(programmed.definite):
+    programmed = machine.program(root.unsqueeze(-1) * precision * root.unsqueeze(-2), generator=generator)
+    if not bool(programmed.definite.all()):
         raise ValueError(
             f"machine {machine.spec.name!r} holds a precision that rounding made indefinite: it would run away; "
             "give it more matrix_bits, or a narrower prior"
@@ -144,13 +188,13 @@ def sample_gaussian(
     reading = read_voltages(
         machine,
         programmed,
-        root * gaussian.potential,
+        None if potential is None else root * potential,
         reads=reads,
         interval=interval,
         burn_in=burn_in,
         chains=chains,
         generator=generator,
     )
-    counts = {name: int(getattr(reading, name)) for name in ("drive_clipped", "read_clipped", "attenuated")}
-    digital = Work.of(elementwise(reading.samples.numel()))
-    return Draws(reading.samples * root, programmed.work + reading.work + digital, {"tier": reading.tier, **counts})
+    counts = {name: int(getattr(reading, name).sum()) for name in CLIPS}
+    work = programmed.work + reading.work + Work.of(elementwise(reading.samples.numel()))
+    return Draws(reading.samples * root[..., None, None, :], work, {"tier": reading.tier, **counts})

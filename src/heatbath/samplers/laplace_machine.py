@@ -18,10 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from heatbath.machines import Machine, read_voltages
+from heatbath.machines import Machine
 from heatbath.operators import Dense, Diagonal, Operator
+from heatbath.samplers.gaussian import CLIPS, Draws, read_scaled
 from heatbath.samplers.laplace import Laplace, PosteriorBlock, WeightDraws, unpack_draws
-from heatbath.work import Work, elementwise, matmul
+from heatbath.work import Work, matmul
 
 SETTLED = 12.0  # relaxation times of the slowest mode: a variance is then short of e⁻²⁴ of itself
 FLEET_NUMBERS = 2**24  # most matrix entries that are emulated at once
@@ -56,7 +57,7 @@ def sample_weights_on(
     if samples < 1 or chains < 1 or samples % chains:
         raise ValueError(f"samples and chains must be at least 1 and chains divide samples, got {samples} and {chains}")
     job = _Job(machine, samples // chains, chains, burn_in, interval, generator)
-    drawn, work, notes = [], Work(), {"drive_clipped": 0, "read_clipped": 0, "attenuated": 0}
+    drawn, work, notes = [], Work(), dict.fromkeys(CLIPS, 0)
     for block in posterior.blocks:
         values, used, counts = _sample_block(block, job)
         drawn.append(block.mean + values)
@@ -76,29 +77,20 @@ class _Job:
     interval: float | None
     generator: torch.Generator | None
 
-    def read(self, precision: Tensor, slowest: float) -> tuple[Tensor, Work, dict[str, int]]:
-        """Samples `[K, S, n]` of N(0, M⁻¹), `[K, n, n]`, whose eigenvalues are `slowest` and more."""
+    def read(self, precision: Tensor, slowest: float) -> Draws:
+        """Samples of N(0, M⁻¹) for M `[K, n, n]`, whose eigenvalues are `slowest` and more."""
         diagonal = precision.diagonal(dim1=-2, dim2=-1)
-        root = diagonal.rsqrt()
-        programmed = self.machine.program(root.unsqueeze(-1) * precision * root.unsqueeze(-2), generator=self.generator)
-        if not bool(programmed.definite.all()):
-            raise ValueError(
-                f"machine {self.machine.spec.name!r} holds a precision that rounding made indefinite: give it more "
-                "matrix_bits, or a larger prior"
-            )
         settled = SETTLED * self.machine.spec.time_constant * float(diagonal.max()) / slowest
         burn_in = settled if self.burn_in is None else self.burn_in
-        interval = burn_in if self.interval is None else self.interval
-        reading = read_voltages(
-            *(self.machine, programmed),
+        return read_scaled(
+            self.machine,
+            precision,
             reads=self.reads,
-            interval=interval,
+            interval=burn_in if self.interval is None else self.interval,
             burn_in=burn_in,
             chains=self.chains,
             generator=self.generator,
         )
-        counts = {name: int(getattr(reading, name).sum()) for name in ("drive_clipped", "read_clipped", "attenuated")}
-        return (reading.samples.flatten(1, 2) * root.unsqueeze(-2), programmed.work + reading.work, counts)
 
 
 def _sample_block(block: PosteriorBlock, job: _Job) -> tuple[Tensor, Work, dict[str, int]]:
@@ -109,17 +101,17 @@ def _sample_block(block: PosteriorBlock, job: _Job) -> tuple[Tensor, Work, dict[
     basis, other = (spectrum.left, block.curvature.left) if right else (spectrum.right, block.curvature.right)
     weights = _eigenvalues(other, basis)  # [P, m]
     n, identity = held.shape[-1], torch.eye(held.shape[-1], dtype=held.dtype, device=held.device)
-    rows, work, counts = [], Work(), {"drive_clipped": 0, "read_clipped": 0, "attenuated": 0}
+    rows, work, counts = [], Work(), dict.fromkeys(CLIPS, 0)
     pairs = [(p, w) for p in range(places) for w in weights[p].split(max(1, FLEET_NUMBERS // n**2))]
     for place, some in pairs:
         precision = some[:, None, None] * held[place] + block.prior * identity
-        values, used, clipped = job.read(0.5 * (precision + precision.mT), block.prior)
-        rows.append(values)
-        work, counts = work + used, {name: counts[name] + clipped[name] for name in counts}
+        draws = job.read(0.5 * (precision + precision.mT), block.prior)
+        rows.append(draws.values.flatten(1, 2))
+        work, counts = work + draws.work, {name: counts[name] + draws.notes[name] for name in counts}
     y = torch.cat(rows).unflatten(0, (places, -1)).movedim(2, 0)  # [S, P, m, n]
     y = y if basis is None else basis @ y
     samples, m = len(y), weights.shape[-1]
-    work = work + Work.of(elementwise(y.numel())) + Work.of(matmul(m, m, n), samples * places)
+    work = work + Work.of(matmul(m, m, n), samples * places)
     return (y if right else y.mT), work, counts
 
 

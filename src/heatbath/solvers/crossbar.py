@@ -18,7 +18,6 @@ from heatbath.machines import ClosedLoop, Faulty, Machine, Schedule
 from heatbath.operators import Operator
 from heatbath.solvers.base import Solution, Solver
 from heatbath.solvers.held import Held, notes_of, outcome_of, program
-from heatbath.solvers.thermodynamic import SETTLE_TAUS
 from heatbath.work import Work, elementwise
 
 
@@ -50,7 +49,7 @@ class Crossbar(Solver[Held]):
         """One read at the end of the settling time."""
         spec = self.machine.spec
         settle = self.settle_seconds
-        return Schedule((spec.settle_taus or SETTLE_TAUS) * spec.time_constant if settle is None else settle, 0.0, reads=1)
+        return Schedule(spec.settle_seconds if settle is None else settle, 0.0, reads=1)
 
     def prepare(
         self, operator: Operator, *, previous: Held | None = None, generator: torch.Generator | None = None

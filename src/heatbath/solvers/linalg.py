@@ -7,7 +7,7 @@ eigendecomposition on the digital side, which would defeat a real machine's purp
 | function | machine's answer | source |
 |---|---|---|
 | `solve` | mean of the driven cells | Aifer et al. 2023, arXiv 2308.05660 |
-| `inv` | the same for unit vectors, or the covariance | the same; Donatella et al. 2025, arXiv 2502.08603 |
+| `inv` | the same for n orthonormal vectors, or the covariance | the same; Donatella et al. 2025, arXiv 2502.08603 |
 | `logdet` | work along a path of equilibria | the same as `solve` |
 | `lyapunov` | covariance under correlated noise | the same as `solve` |
 | `expm_neg` | covariance with a later moment | Duffield et al. 2023, arXiv 2311.12759 |
@@ -33,7 +33,14 @@ from heatbath.solvers.prediction import InaccuracyWarning as InaccuracyWarning
 from heatbath.solvers.prediction import Prediction, predict, warn_if_useless
 from heatbath.solvers.products import members, relative_residual
 from heatbath.solvers.result import Result as Result
-from heatbath.solvers.thermodynamic import ThermodynamicInverse, ThermodynamicSolve, UnitVectors, default_schedule
+from heatbath.solvers.thermodynamic import (
+    CosineVectors,
+    Fluctuations,
+    ThermodynamicInverse,
+    ThermodynamicSolve,
+    UnitVectors,
+    default_schedule,
+)
 from heatbath.work import Work, matmul
 
 REMEDY = "raise the damping or the machine's bits, or pass solver=Refined(ThermodynamicSolve(machine))"
@@ -101,7 +108,7 @@ def inv(
     *,
     solver: Solver[Any] | None = None,  # Any: any state
     machine: Machine | Faulty | None = None,
-    readout: UnitVectors | Any = None,  # Any: or Fluctuations, see ThermodynamicInverse
+    readout: CosineVectors | UnitVectors | Fluctuations | None = None,
     generator: torch.Generator | None = None,
 ) -> Result:
     """Invert M.
@@ -110,7 +117,7 @@ def inv(
         matrix: M, `[*stack, n, n]`, symmetric positive definite, float32 or float64.
         solver: how; None: `ThermodynamicInverse(machine, readout)`, or `Cholesky()` without a machine.
         machine: the machine, instead of a solver.
-        readout: `UnitVectors` (the default) or `Fluctuations`, with a machine.
+        readout: how a machine's answer is read; None: `CosineVectors()`. The error of `Fluctuations` is not predicted.
         generator: source of randomness.
 
     Returns:
@@ -120,9 +127,12 @@ def inv(
         TypeError, ValueError: as `solve`.
     """
     values = _examine(matrix, solver, machine)
-    notes = _forecast(matrix, values, machine, 1.0) if readout is None or isinstance(readout, UnitVectors) else {}
+    readout = readout or CosineVectors()
+    notes: dict[str, Any] = {}  # Any: tensors and words
+    if not isinstance(readout, Fluctuations):
+        notes = _forecast(matrix, values, machine, _drive_norm(readout.drives(matrix)))
     if solver is None:
-        solver = Cholesky() if machine is None else ThermodynamicInverse(machine, readout or UnitVectors())
+        solver = Cholesky() if machine is None else ThermodynamicInverse(machine, readout)
     operator = Dense(matrix)
     n = operator.size
     identity = torch.eye(n, dtype=matrix.dtype, device=matrix.device).expand_as(matrix)
@@ -168,6 +178,16 @@ def _forecast(matrix: Tensor, values: Tensor, machine: Machine | Faulty | None, 
     prediction = predict(machine, balanced.clamp_min(1e-300), default_schedule(machine), drive_norm)
     warn_if_useless(prediction.total, condition, _causes(prediction, machine), REMEDY)
     return {"condition": condition, "predicted": prediction.total}
+
+
+def _drive_norm(drives: Tensor) -> float:
+    """‖b̂‖ of a drive at full scale that stands for orthonormal ones.
+
+    A drive b_k with largest entry m_k is driven as b_k/m_k, and its answer's error comes back times m_k. Turning answers back
+    keeps Frobenius norms, so that of the inverse errs by √(Σ_k m_k²) of one drive's: as with n drives of norm 1/√(Σ m_k²/n),
+    which is 1 for unit vectors and about √(n/2) for cosine vectors. That both triangles are averaged lessens it by up to √2.
+    """
+    return float(drives.double().abs().amax(-1).square().mean().rsqrt())
 
 
 def _causes(prediction: Prediction, machine: Machine | Faulty) -> str:

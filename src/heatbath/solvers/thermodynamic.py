@@ -23,8 +23,6 @@ from heatbath.solvers.held import Held, notes_of, outcome_of, program
 from heatbath.solvers.inverse import Inverse, apply_inverse, invert_diagonal
 from heatbath.work import Work, elementwise
 
-SETTLE_TAUS = 50.0  # where a machine states none: "about 50 τ", Donatella et al. 2024, arXiv 2405.13817
-
 
 @dataclass(frozen=True)
 class Driven:
@@ -220,5 +218,5 @@ class ThermodynamicInverse(Solver[Inverse]):
 
 def default_schedule(machine: Machine | Faulty) -> Schedule:
     """The machine's stated time to converge, four fifths of it settling and one fifth analog averaging."""
-    total = (machine.spec.settle_taus or SETTLE_TAUS) * machine.spec.time_constant
+    total = machine.spec.settle_seconds
     return Schedule(burn_in=0.8 * total, duration=0.2 * total)

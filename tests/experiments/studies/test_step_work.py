@@ -53,15 +53,42 @@ def total(step: StepWork) -> Work:
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s.inner).__name__)
 def test_a_step_counted_on_shapes_is_the_step_a_real_run_counts(solver: Solver) -> None:
+    assert_counted_as_run(NETWORK, solver)
+
+
+class Sequences(nn.Module):
+    """Attention with dropout, then a recurrent layer: both are run again when factors are captured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, dropout=0.1, batch_first=True)
+        self.recurrent = nn.LSTM(6, 5, batch_first=True)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        attended: torch.Tensor = self.attention(x, x, x, need_weights=False)[0]
+        last: torch.Tensor = self.head(self.recurrent(attended)[0][:, -1])
+        return last
+
+
+def sequences() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.rand(4, 7, 6), torch.zeros(4, dtype=torch.long)
+
+
+def test_layers_that_are_run_again_are_counted_on_shapes() -> None:
+    assert_counted_as_run(Network("sequences", "", "", Sequences, sequences, F.cross_entropy), SOLVERS[0])
+
+
+def assert_counted_as_run(network: Network, solver: Solver) -> None:
     torch.manual_seed(0)
-    model, (x, y) = small(), batch()
+    model, (x, y) = network.model(), network.batch()
     optimizer = KFAC(model, solver=solver, damping=1.0, policy=Policy(factor_every=1, refresh_every=1, patience=0))
     for _ in range(2):
         before = optimizer.work
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
-    predicted = total(counted(NETWORK, solver)) + before
+    predicted = total(counted(network, solver)) + before
     assert dict(predicted.kernels) == pytest.approx(dict(optimizer.work.kernels))
     assert dict(predicted.jobs) == pytest.approx(dict(optimizer.work.jobs))
 

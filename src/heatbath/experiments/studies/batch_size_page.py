@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
@@ -12,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from heatbath.experiments.comparison import data_lines
+from heatbath.experiments.csv_text import table_csv
 from heatbath.experiments.optimizers import CURVED
 from heatbath.experiments.plots import COLOURS, style
 from heatbath.experiments.studies.batch_size import BatchSize, Scaling
@@ -240,16 +239,14 @@ def _figure(found: Sequence[Scaling], *, examples: bool) -> Figure:
 
 
 def _csv(found: Sequence[Scaling]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["optimizer", "batch size", "seed", "steps", "examples", "fitted steps"])
+    rows: list[list[object]] = []
     for one in found:
         fit = one.fit
         for size, steps in one.steps.items():
             fitted = "" if fit is None else f"{fit.steps(size):.4g}"
             for run, step in zip(one.outcomes[size].runs, steps, strict=True):
-                writer.writerow([one.title, size, run.header["seed"], step, None if step is None else step * size, fitted])
-    return buffer.getvalue()
+                rows.append([one.title, size, run.header["seed"], step, None if step is None else step * size, fitted])
+    return table_csv(["optimizer", "batch size", "seed", "steps", "examples", "fitted steps"], rows)
 
 
 def _plain(one: Scaling) -> dict[str, Any]:  # Any: JSON values

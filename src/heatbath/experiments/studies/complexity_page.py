@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from heatbath.experiments.plots import COLOURS, DASHES, style, table_csv, tidy
+from heatbath.experiments.csv_text import table_csv
+from heatbath.experiments.plots import COLOURS, DASHES, style, tidy
 from heatbath.experiments.studies.complexity import (
     COVARIANCE_ERROR,
     ERROR,

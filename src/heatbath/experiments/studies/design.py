@@ -29,7 +29,6 @@ from heatbath.experiments.trials import Recipe, Trial, Watch, run_trials, unwatc
 from heatbath.machines import MachineSpec, with_bits
 from heatbath.optim import Policy
 from heatbath.solvers import Outcome
-from heatbath.solvers.thermodynamic import SETTLE_TAUS
 
 ROUTES = {"thermodynamic-inverse": "inverse", "thermodynamic-solve": "solve"}  # solvers, and the methods that count them
 TIME_CONSTANTS = (1e-6, 1e-7, 1e-8)
@@ -253,7 +252,7 @@ class Design:
         found = []
         for tau, machines in product(TIME_CONSTANTS, numbers):
             spec = with_time_constant(self._spec(precision), tau)
-            settle = precision.settle * tau / ((self.spec.settle_taus or SETTLE_TAUS) * self.spec.time_constant)
+            settle = precision.settle * tau / self.spec.settle_seconds
             scaled = rescaled(step, time=settle, bits=precision.bits / (self.spec.matrix_bits or 32))
             prices: Prices = step_prices(scaled, self._fleet(spec, machines))
             found.append(Candidate(tried, tau, machines, cells, prices.per_step(self.every), kept))

@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from heatbath.costs import with_unit
-from heatbath.experiments.plots import COLOURS, INK, style, table_csv, tidy
+from heatbath.experiments.csv_text import table_csv
+from heatbath.experiments.plots import COLOURS, INK, style, tidy
 from heatbath.experiments.studies.design import TIME_CONSTANTS, Budget, Candidate, Design, Designed, Tried, frontier
 from heatbath.experiments.studies.page import Page, Picture, Table
 

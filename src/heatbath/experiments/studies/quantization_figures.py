@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from statistics import fmean
@@ -16,6 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator
 
 from heatbath.experiments.choice import TITLES
+from heatbath.experiments.csv_text import table_csv
 from heatbath.experiments.plots import COLOURS, INK, style
 from heatbath.experiments.studies.grid import SWEEPS
 from heatbath.experiments.studies.page import Picture
@@ -219,11 +218,7 @@ def _level_name(findings: Findings) -> str:
 
 def points_csv(findings: Findings, points: Sequence[Point]) -> str:
     """Every point with everything that is known of it."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([_cell(v) for v in row(findings, point).values()] for point in points)
-    return buffer.getvalue()
+    return table_csv(COLUMNS, [list(row(findings, point).values()) for point in points], digits=5)
 
 
 COLUMNS = (
@@ -275,7 +270,3 @@ def row(findings: Findings, point: Point) -> dict[str, Any]:  # Any: JSON values
         point.damped_share,
     ]
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in zip(COLUMNS, values, strict=True)}
-
-
-def _cell(value: object) -> object:
-    return f"{value:.5g}" if isinstance(value, float) else value

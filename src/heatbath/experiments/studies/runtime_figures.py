@@ -9,14 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from heatbath.costs import PARTS, Bill
-from heatbath.experiments.plots import COLOURS, DASHES, style, table_csv, tidy
+from heatbath.experiments.csv_text import table_csv
+from heatbath.experiments.plots import COLOURS, DASHES, style, tidy
 from heatbath.experiments.studies.crossover import best_digital, seconds_of
 from heatbath.experiments.studies.page import Picture
 from heatbath.experiments.studies.runtime import Counted, Runtime, with_time_constant
 from heatbath.experiments.studies.step_bill import Hardware, step_prices
 from heatbath.experiments.studies.step_work import rescaled
 from heatbath.machines.figures import settle_seconds
-from heatbath.solvers.thermodynamic import SETTLE_TAUS
+from heatbath.machines.spec import SETTLE_TAUS
 
 SHOWN = 10  # the interval of the figures
 PART_COLOURS = dict(zip(PARTS, ("#7a8794", "#d55e00", "#c79a00", "#b07ad1", "#2e8fd6", "#12a37a"), strict=True))

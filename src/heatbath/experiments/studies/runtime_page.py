@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from heatbath.costs import Bill, with_unit
-from heatbath.experiments.plots import COLOURS, style, table_csv, tidy
+from heatbath.experiments.csv_text import table_csv
+from heatbath.experiments.plots import COLOURS, style, tidy
 from heatbath.experiments.studies.crossover import best_digital, crossover, seconds_of
 from heatbath.experiments.studies.networks import Network
 from heatbath.experiments.studies.page import Page, Picture, Table

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
+from heatbath.experiments.csv_text import table_csv
 from heatbath.experiments.studies.bench import Outcome
 from heatbath.experiments.studies.page import Table
 
@@ -34,16 +33,14 @@ def best_and_tried(outcome: Outcome) -> tuple[str, str]:
 
 def trials_csv(outcomes: Sequence[Outcome]) -> str:
     """Every trial of every search, as CSV."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
+    rows: list[list[object]] = []
     names = ["lr", "damping", "kl_clip", "momentum", "square_decay", "weight_decay"]
-    writer.writerow(["optimizer", *names, "ended", "held-out", "last training loss", "seconds"])
     for outcome in outcomes:
         for record in outcome.tuning:
             choice, row = record.header["choice"], record.rows[-1]
             value = row.get("metrics", {}).get(record.target.metric)
-            writer.writerow([outcome.title, *(choice.get(n) for n in names), record.ended, value, row["loss"], row["seconds"]])
-    return buffer.getvalue()
+            rows.append([outcome.title, *(choice.get(n) for n in names), record.ended, value, row["loss"], row["seconds"]])
+    return table_csv(["optimizer", *names, "ended", "held-out", "last training loss", "seconds"], rows, digits=None)
 
 
 def spread(values: Sequence[float]) -> str:

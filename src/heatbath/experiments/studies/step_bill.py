@@ -15,7 +15,6 @@ from heatbath.costs import Bill, Digital, price
 from heatbath.experiments.studies.step_work import StepWork, replicate
 from heatbath.machines import MachineSpec
 from heatbath.optim import Interval
-from heatbath.solvers.thermodynamic import SETTLE_TAUS
 from heatbath.work import Work
 
 MANY = 10**12  # machines, where there is one for every matrix
@@ -132,7 +131,7 @@ def by_fluctuations(step: StepWork, spec: MachineSpec, *, error: float) -> StepW
             drives=1,
             drive_bits=0.0,
             read_bits=float(job.cells * (spec.read_bits or 32) * reads),
-            settle_seconds=(spec.settle_taus or SETTLE_TAUS) * spec.time_constant,
+            settle_seconds=spec.settle_seconds,
             read_seconds=reads * spec.time_constant,
             conversions_in=0,
             conversions_out=job.cells * reads,
