@@ -81,14 +81,27 @@ def loads(found: list[list[int]], costs: list[float], steps: range) -> list[floa
 COSTS = st.lists(st.floats(0.1, 100.0), min_size=1, max_size=12)
 
 
-@given(COSTS, st.integers(1, 12), st.integers(0, 6))
-def test_staggered_no_stack_is_ever_staler_than_its_interval(costs, every, patience):
-    interval = Interval(every, patience)
-    for dates in history(Timetable.of(costs, interval, interval, stagger=True), 120):
-        assert dates[0] == 0
-        for a, b in pairwise([*dates, 120]):
-            ages = [s for s in range(a + 1, b) if s - a >= interval.length(s, a)]
-            assert not ages
+@given(COSTS, st.integers(1, 12), st.integers(0, 6), st.sampled_from([1, 3]))
+def test_staggered_no_inverse_is_of_a_capture_more_than_one_interval_ago(costs, every, patience, times):
+    """Nor made longer ago. Without staggering both ages stay below the interval, if captures are as frequent as refreshes; if
+    they are not, and both intervals still grow, they fall out of step, and a refresh may find a capture of some steps ago."""
+    factors, refresh = Interval(every, patience), Interval(times * every, patience)
+    for stagger in (False, True) if times == 1 else (True,):
+        table = Timetable.of(costs, factors, refresh, stagger=stagger)
+        made, of = [0] * len(costs), [0] * len(costs)
+        for step in range(120):
+            seen = table.captures(step)
+            assert seen == [True] * len(costs) or step
+            if any(seen):
+                table.captured(step, seen)
+            due = table.refreshes(step)
+            table.refreshed(step, due)
+            for i in range(len(costs)):
+                if due[i]:
+                    made[i], of[i] = step, table.last_factors[i]
+                late = stagger if times == 1 or patience == 0 else factors.length(step, of[i])
+                assert step - made[i] < refresh.length(step, made[i]) + stagger
+                assert step - made[i] <= step - of[i] < refresh.length(step, made[i]) + late
 
 
 @given(COSTS, st.integers(1, 12))
@@ -99,26 +112,70 @@ def test_staggered_each_stack_comes_once_an_interval_in_the_long_run(costs, ever
         assert all(b - a == every for a, b in pairwise(late))
 
 
-@given(COSTS, st.integers(1, 12))
-def test_staggered_no_step_takes_more_than_the_mean_and_one_stack(costs, every):
-    """Of the longest-first rule: the last stack put into the fullest step found no emptier one."""
+@given(COSTS, st.integers(2, 12))
+def test_staggered_no_step_takes_more_than_three_times_the_mean_and_one_stack(costs, every):
+    """Of the longest-first rule. With W placed, the mean over phases of 2C + R where a stack captures, plus 2R + C where it is
+    refreshed, is 6W/every, and the least no more; so C + R was no more where the last stack of the fullest step came."""
     interval = Interval(every, 0)
-    found = history(Timetable.of(costs, interval, interval, stagger=True), 4 * every)
-    assert max(loads(found, costs, range(2 * every, 4 * every))) <= sum(costs) / every + max(costs) + 1e-9
+    table = Timetable.of(costs, interval, interval, stagger=True)
+    work = [0.0] * every
+    for cost, phase in zip(costs, table.capture_phases, strict=True):
+        work[phase] += cost
+        work[(phase + 1) % every] += cost
+    assert max(work) <= 3 * sum(work) / every + max(costs) + 1e-9
 
 
-def test_staggered_a_refresh_follows_a_capture_of_the_same_step():
-    table = Timetable.of([3.0, 2.0, 1.0, 1.0], Interval(5, 0), Interval(10, 0), stagger=True)
-    seen: list[bool] = []
+@pytest.mark.parametrize("count", range(1, 11))
+def test_staggered_equal_stacks_are_spread_as_evenly_as_they_can_be(count):
+    """Up to half as many as steps, no step has two things to do; up to as many, none captures or refreshes two."""
+    interval = Interval(10, 0)
+    table = Timetable.of([1.0] * count, interval, interval, stagger=True)
+    captures, refreshes = [0] * 10, [0] * 10
+    for step in range(40):
+        seen = table.captures(step)
+        table.captured(step, seen)
+        due = table.refreshes(step)
+        table.refreshed(step, due)
+        if step >= 20:
+            captures[step % 10] += sum(seen)
+            refreshes[step % 10] += sum(due)
+    assert sum(captures) == sum(refreshes) == 2 * count
+    assert max(captures) == max(refreshes) == 2
+    assert max(c + r for c, r in zip(captures, refreshes, strict=True)) == (2 if count <= 5 else 4)
+
+
+@pytest.mark.parametrize("factor_every,refresh_every", [(5, 10), (1, 10), (10, 5)])
+def test_staggered_a_refresh_follows_a_capture_by_one_step(factor_every, refresh_every):
+    table = Timetable.of([3.0, 2.0, 1.0, 1.0], Interval(factor_every, 0), Interval(refresh_every, 0), stagger=True)
+    found: list[list[int]] = [[], [], [], []]
+    before = table.captures(0)
     for step in range(60):
         captures = table.captures(step)
         table.captured(step, captures)
         due = table.refreshes(step)
         table.refreshed(step, due)
-        seen += [c for c, d in zip(captures, due, strict=True) if d]
-    assert all(seen)
-    assert len(seen) >= 4 * 5
-    assert len({phase % 5 for phase in table.refresh_phases}) == 4
+        for i in range(4):
+            assert before[i] or not due[i]
+            found[i] += [step] * due[i]
+        before = captures
+    every = max(factor_every, refresh_every)
+    assert all(b - a == every for dates in found for a, b in pairwise([d for d in dates if d >= 2 * every]))
+    assert len({dates[-1] % every for dates in found}) == 4
+
+
+def test_staggered_nothing_is_late_while_the_interval_is_one_step():
+    table = Timetable.of([1.0] * 3, Interval(4, 2), Interval(4, 2), stagger=True)
+    assert [dates[:2] for dates in history(table, 2)] == [[0, 1]] * 3
+
+
+def test_a_stack_that_is_hastened_is_refreshed_at_once():
+    table = Timetable.of([1.0] * 3, Interval(4, 0), Interval(4, 0), stagger=True)
+    history(table, 9)
+    table.captured(9, [False, True, True])
+    table.hasten([False, True, False])
+    assert table.refreshes(9)[1]
+    table.refreshed(9, table.refreshes(9))
+    assert not table.refreshes(10)[1]
 
 
 def test_a_stack_that_missed_its_turn_comes_as_soon_as_it_can():
@@ -126,7 +183,7 @@ def test_a_stack_that_missed_its_turn_comes_as_soon_as_it_can():
     table = Timetable.of([1.0] * 4, interval, interval, stagger=True)
     late = table.capture_phases.index(3)
     dates = history(table, 24, {(7, late), (8, late), (9, late)})[late]
-    assert dates == [0, 3, 10, 11, 15, 19, 23]
+    assert dates == [0, 4, 10, 12, 16, 20]  # rows that are long overdue do not wait
 
 
 def test_captures_together_are_refreshed_by_turns():

@@ -91,6 +91,11 @@ class Layout:
             stack.awake = awake
         return {site for site in self.sites if not any(stack.awake for stack, _ in self.places[id(site)])}
 
+    def has_newcomers(self, stack: Stack) -> bool:
+        """Whether a stack has rows of blocks for which its solver was not prepared yet."""
+        new = (place for place in stack.places if place.site in self.absent)
+        return any(stack.ages[place.index] for place in new)
+
     def welcome(self) -> list[Site]:
         """Count sites as ready whose blocks have all seen data; returns those that have gradients nevertheless."""
         for site in self.sites:

@@ -226,6 +226,7 @@ class NaturalGradient(CurvatureOptimizer):
             seen: which stacks captured at this step.
         """
         renewal = Renewal(self.solver, self.damping, self.policy, self.generator, self._tally)
+        self._timetable.hasten([s and self.layout.has_newcomers(stack) for s, stack in zip(seen, self.stacks, strict=True)])
         due = self._timetable.refreshes(self.steps)
         renewed = False
         for stack, is_due, is_seen in zip(self.stacks, due, seen, strict=True):

@@ -24,8 +24,9 @@ class Policy:
         refresh_every: steps between preparations of the solver, in the long run.
         patience: steps spent at each length while both intervals grow from 1; 0: full length at once, which is unsafe.
         stagger: spread layers over the steps of both intervals, by the n³ of their factors, so that no step is much dearer than
-            another; each layer still comes as often. Fishers that observe outputs capture all layers at once, as that takes a
-            pass through the network, and spread refreshes only. Stacks are cut to at most a share of the work each.
+            another; each layer still comes as often, and is refreshed one step after it captured. Fishers that observe outputs
+            capture all layers at once, as that takes a pass through the network, and spread refreshes only. Stacks are cut to
+            at most a share of the work each.
         refresh_above: refresh only what no longer fits: a stack that is due is first probed, and its members are refreshed one
             step later where ‖I − XM‖_F/√n, of the old inverse X and the present damped factor M, exceeds this. None: refresh
             whatever is due. Needs a solver that ends in an explicit inverse.

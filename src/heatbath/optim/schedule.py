@@ -4,9 +4,15 @@ K-FAC blows up in its first steps when the averages are young and the first inve
 step t it is min(every, 1 + t // patience). With patience 5 and every 10 that is ten refreshes more than a fixed interval, once.
 
 Staggered, each stack has a phase p in [0, every) and is due where t mod ℓ = ⌊p ℓ/every⌋, ℓ the interval at step t, and whenever
-its last time is ℓ steps ago or more: no stack is ever staler than without staggering. (Where all capture at once, a stack waits
-up to ℓ steps more for its turn.) Phases come from the longest-first rule
-(Graham 1969): stacks, dearest first, each to the phase with the least work so far, which is within 4/3 of the best.
+its last time is ℓ steps ago or more. It captures then, and is refreshed one step later: a capture costs about as much as a
+refresh (½T n² and ½n³ of each side, T the rows of a batch), and no step has to do both for one stack. So a step uses inverses
+of captures at most ℓ steps old, where they are at most ℓ − 1 steps old without staggering. (Longer for a while where intervals
+of different length grow: a capture interval; and where all capture at once, a stack waits up to ℓ steps more for its turn.)
+While ℓ = 1 nothing is spread or late.
+
+Phases come from the longest-first rule (Graham 1969): stacks, dearest first, each to the phase whose steps have the least work
+so far. They follow from shapes alone, so that all processes agree. T does not, so what captures cost beside refreshes is not
+known: work of the same kind counts double.
 """
 
 from __future__ import annotations
@@ -67,7 +73,7 @@ class Timetable:
         capture_phases: of each stack, or None: all stacks capture at once.
         refresh_phases: of each stack, or None: all stacks that captured are refreshed at once.
         last_factors: step of each stack's last capture; None: never.
-        last_refresh: step of each stack's last refresh.
+        last_refresh: step at which each stack's last refresh was due; where captures are staggered it was done one step later.
     """
 
     factors: Interval
@@ -84,17 +90,21 @@ class Timetable:
         """A timetable on which nothing has happened.
 
         Args:
-            costs: of one refresh of each stack, in any unit.
+            costs: of one refresh of each stack, in any unit; captures are taken to cost in proportion.
             factors: interval of captures.
             refresh: interval of refreshes.
             stagger: spread the stacks over the steps of the interval.
             together: capture all stacks at once even so, where a capture costs a pass through the network.
         """
-        parts = min(factors.every, refresh.every)
-        phases = balance(costs, parts) if stagger else None
-        capture = None if phases is None or together else [_spread(p, parts, factors.every) for p in phases]
-        renewal = None if phases is None else [_spread(p, parts, refresh.every) for p in phases]
-        return Timetable(factors, refresh, capture, renewal, [None for _ in costs], [None for _ in costs])
+        never: list[int | None] = [None for _ in costs]
+        if not stagger:
+            return Timetable(factors, refresh, None, None, never, never)
+        refresh = refresh if refresh.every > factors.every else factors  # there is nothing new between captures
+        turns = [range(p, p + refresh.every) for p in range(refresh.every)]
+        seeing = [[step % refresh.every for step in turn[:: factors.every] if not together] for turn in turns]
+        phases = balance(costs, seeing, [(p + (not together)) % refresh.every for p in range(refresh.every)])
+        capture = None if together else [p % factors.every for p in phases]
+        return Timetable(factors, refresh, capture, phases, never, never)
 
     def captures(self, step: int) -> list[bool]:
         """Which stacks capture factors at a step."""
@@ -109,8 +119,13 @@ class Timetable:
         due = []
         for seen, last, phase in zip(self.last_factors, self.last_refresh, phases, strict=True):
             news = seen is not None and (seen == step or (self.refresh_phases is not None and (last is None or seen > last)))
-            due.append(news and self.refresh.due(step, last, phase, slack))
+            due.append(news and self.refresh.due(self._nominal(step, last), last, phase, slack))
         return due
+
+    def _nominal(self, step: int, last: int | None) -> int:
+        """The step at which a refresh that is done at `step` was due: that of the capture which it follows."""
+        late = self.capture_phases is not None and last is not None and self.refresh.length(step, last) > 1
+        return step - late
 
     def captured(self, step: int, which: Sequence[bool]) -> None:
         """Note which stacks got factors; without phases of their own all count, so that they stay together."""
@@ -119,7 +134,12 @@ class Timetable:
 
     def refreshed(self, step: int, which: Sequence[bool]) -> None:
         """Note which stacks were refreshed, or found to fit."""
-        self.last_refresh = [step if done else last for done, last in zip(which, self.last_refresh, strict=True)]
+        pairs = zip(which, self.last_refresh, strict=True)
+        self.last_refresh = [self._nominal(step, last) if done else last for done, last in pairs]
+
+    def hasten(self, which: Sequence[bool]) -> None:
+        """Have stacks refreshed as if they never were, since a refresh cannot wait."""
+        self.last_refresh = [None if now else last for now, last in zip(which, self.last_refresh, strict=True)]
 
     def to_plain(self) -> dict[str, Any]:  # Any: plain Python
         """What has happened, for a checkpoint."""
@@ -132,19 +152,28 @@ class Timetable:
             setattr(self, name, list(last) if isinstance(last, list) else [last] * count)
 
 
-def balance(costs: Sequence[float], parts: int) -> list[int]:
-    """A phase in [0, parts) for each cost, longest first.
+def balance(costs: Sequence[float], captures: Sequence[Sequence[int]], refreshes: Sequence[int]) -> list[int]:
+    """A phase for each cost, longest first.
 
-    >>> balance([5.0, 3.0, 2.0], 2)
+    With C and R what steps capture and refresh so far, a stack goes where Σ (C² + CR + R²) over all steps grows least.
+
+    Args:
+        costs: of each stack.
+        captures: steps, in [0, number of phases), at which a stack captures if it has phase 0, 1, …
+        refreshes: the step at which it is refreshed then.
+
+    >>> balance([5.0, 3.0, 2.0], [[], []], [0, 1])
     [0, 1, 1]
     """
-    loads, phases = [0.0] * parts, [0] * len(costs)
+    seeing, renewing, phases = [0.0] * len(captures), [0.0] * len(captures), [0] * len(costs)
+
+    def growth(phase: int) -> tuple[float, int]:
+        there = refreshes[phase]
+        return 2 * renewing[there] + seeing[there] + sum(2 * seeing[s] + renewing[s] for s in captures[phase]), phase
+
     for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
-        phases[index] = min(range(parts), key=lambda p: (loads[p], p))
-        loads[phases[index]] += costs[index]
+        phase = phases[index] = min(map(growth, range(len(captures))))[1]
+        renewing[refreshes[phase]] += costs[index]
+        for step in captures[phase]:
+            seeing[step] += costs[index]
     return phases
-
-
-def _spread(phase: int, parts: int, every: int) -> int:
-    """A phase of `parts` as one of a longer interval: spread over it, and equal to the old one modulo `parts`."""
-    return phase + parts * (phase * (every // parts) // parts)
