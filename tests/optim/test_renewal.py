@@ -15,7 +15,7 @@ from heatbath.optim import KFAC, FactoredDamping, Policy, Unclipped, renewal
 from heatbath.optim.renewal import Renewal
 from heatbath.optim.stacks import Stack
 from heatbath.solvers import Cholesky, Guarded, NewtonSchulz, ThermodynamicSolve, WarmStarted
-from heatbath.solvers.factorwise import Sides
+from heatbath.solvers.factorwise import Factorwise, Sides
 from tests.laws import batches, fresh, network, train
 from tests.zoo import IDEAL
 
@@ -63,23 +63,32 @@ def residuals(state: Sides, operator: Kronecker) -> Tensor:
 def test_warm_started_inverses_are_choleskys_to_the_tolerance_over_a_training_run(dtype, damping, monkeypatch):
     """Whenever a member is prepared: its inverse is LAPACK's of the same matrix, to the tolerance, or the one it had before."""
     tolerance, worst, kept = 1e-2, 0.0, 0
-    prepare = Renewal._prepare
+    prepare, adopt, operators = Factorwise.prepare, Renewal._adopt, []
 
-    def spy(self, operator, old, boost, scratch):
+    def note(self, operator, **options):
+        operators.append(operator)
+        return prepare(self, operator, **options)
+
+    def spy(self, stack):
         nonlocal worst, kept
-        state, boost, again = prepare(self, operator, old, boost, scratch)
-        missed = torch.zeros(operator.stack, dtype=torch.bool) if again is None else again
+        index, old = stack.pending.index, stack.state
+        flags = adopt(self, stack)
+        index = torch.arange(stack.length) if index is None else index
+        missed = torch.zeros(stack.length, dtype=torch.bool)
+        missed[[] if flags is None else flags.members()] = True
+        missed = missed[index]
         for name in ("left", "right"):
-            side, x = getattr(operator, name), getattr(state, name).operator.dense().double()
+            side, x = getattr(operators[-1], name), getattr(stack.state, name).operator.dense().double()[index]
             identity = torch.eye(side.size, dtype=torch.float64)
             residual = (identity - x @ side.dense().double()).flatten(-2).norm(dim=-1) / side.size**0.5
             worst = max(worst, residual[~missed].max().item() if (~missed).any() else 0.0)
             if missed.any():
-                assert torch.equal(x[missed], getattr(old, name).operator.dense().double()[missed])
+                assert torch.equal(x[missed], getattr(old, name).operator.dense().double()[index][missed])
         kept += int(missed.sum())
-        return state, boost, again
+        return flags
 
-    monkeypatch.setattr(Renewal, "_prepare", spy)
+    monkeypatch.setattr(Factorwise, "prepare", note)
+    monkeypatch.setattr(Renewal, "_adopt", spy)
     model = perceptron()
     solver = WarmStarted(NewtonSchulz(warm_steps=4, tolerance=tolerance, product_dtype=dtype))
     optimizer = KFAC(model, damping=damping, solver=solver)

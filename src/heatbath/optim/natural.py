@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from heatbath.curvature import Capture, Reduction, Sharing, Site, is_parallel, piece
 from heatbath.layers import Rows
 from heatbath.optim.base import CurvatureOptimizer, loss_of
+from heatbath.optim.beside import CUDAStreams, Streams
 from heatbath.optim.checkpoint import OWN, check_layout, enter, rehearse, restore, save
 from heatbath.optim.coverage import Coverage, describe
 from heatbath.optim.damping import Damping
@@ -127,6 +128,7 @@ class NaturalGradient(CurvatureOptimizer):
         """What a new optimizer and a copy have to do alike."""
         weakref.finalize(self, Capture.detach, self.capture).atexit = False
         self._entered = False  # parameters into `state`
+        self._streams: dict[str, Streams] = {"cuda": CUDAStreams()}
         self._forget()
 
     def refresh_layout(self) -> None:
@@ -225,7 +227,7 @@ class NaturalGradient(CurvatureOptimizer):
         Args:
             seen: which stacks captured at this step.
         """
-        renewal = Renewal(self.solver, self.damping, self.policy, self.generator, self._tally)
+        renewal = Renewal.of(self)
         self._timetable.hasten([s and self.layout.has_newcomers(stack) for s, stack in zip(seen, self.stacks, strict=True)])
         due = self._timetable.refreshes(self.steps)
         renewed = False

@@ -30,6 +30,10 @@ class Policy:
         refresh_above: refresh only what no longer fits: a stack that is due is first probed, and its members are refreshed one
             step later where ‖I − XM‖_F/√n, of the old inverse X and the present damped factor M, exceeds this. None: refresh
             whatever is due. Needs a solver that ends in an explicit inverse.
+        overlap: prepare what is due beside the next forward and backward pass, on a CUDA stream of its own where the parameters
+            are on such a device, and use it from the next step on. On every device the steps are the same. What is due first is
+            used at once. Pays with solvers that wait for no device while they prepare: `Cholesky`, `NewtonSchulz`,
+            `WarmStarted`. Never run on a GPU.
         decay: β of the moving averages, in [0, 1).
         trust: shortens steps.
         quadratic: takes learning rate and momentum from the exact quadratic model instead of trust; None: does not.
@@ -64,6 +68,7 @@ class Policy:
     patience: int = 5
     stagger: bool = False
     refresh_above: float | None = None
+    overlap: bool = False
     decay: float = 0.95
     trust: Trust = field(default_factory=KLClip)
     quadratic: QuadraticModel | None = None
@@ -103,6 +108,10 @@ class Policy:
             raise ValueError(f"refresh_above must be positive, got {self.refresh_above}; None refreshes whatever is due")
         if self.refresh_above is not None and self.corrected:
             raise ValueError("corrected eigenvalues live in an eigenbasis, no inverse: leave refresh_above at None")
+        if self.overlap and self.corrected:
+            raise ValueError(
+                "corrected eigenvalues are captured along the newest basis, which cannot be late: leave overlap off"
+            )
 
     @property
     def factors(self) -> Interval:

@@ -9,15 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from heatbath.operators import from_plain, map_tensors, pack, same_structure, to_plain, unpack
-
-if TYPE_CHECKING:
-    from heatbath.optim.stacks import Stack
+from heatbath.optim.stacks import FLAGS, Stack
 
 Row = dict[str, Any]  # Any: plain Python, of one stack: names of its blocks, their shape, its parameter group
 
@@ -65,7 +63,7 @@ def recut(plain: dict[str, Any], stacks: Sequence[Stack]) -> dict[str, Any]:  # 
 
     past |= {name: per_block(past[name]) for name in ("ages", "square_ages")}
     past |= {name: oldest(past[name]) for name in ("last_factors", "last_refresh")}
-    past |= {name: [_flags(past[name], one) for one in sources] for name in ("failed", "misfit") if name in past}
+    past |= {name: [_flags(past[name], one) for one in sources] for name in FLAGS if name in past}
     return {**plain, "past": json.dumps(past), "stacks": [_join(plain["stacks"], one) for one in sources]}
 
 

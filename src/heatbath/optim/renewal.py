@@ -10,27 +10,34 @@ fails keeps its last state, and
 
 With `Policy.refresh_above` a stack that is due is first asked, by a random vector, whether its old inverse still fits, and
 members that it does not fit are refreshed at the next step. Both answers are `Deferred`, so no step waits for a device.
+
+With `Policy.overlap` what is due at a step is prepared `beside` it, and judged and adopted at the next visit; flags of what
+failed are read at the visit after that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from heatbath.curvature import Reduction, is_parallel, join_processes, update_average
 from heatbath.operators import Kronecker, Operator, map_tensors, nodes_of, same_structure, select
+from heatbath.optim.beside import Streams, queue
 from heatbath.optim.corrected import correct, fold_squares
 from heatbath.optim.damping import Damping
 from heatbath.optim.deferred import Deferred
 from heatbath.optim.policy import Policy
-from heatbath.optim.stacks import Stack
+from heatbath.optim.stacks import Pending, Stack
 from heatbath.optim.tally import Tally
 from heatbath.solvers import Inverse, Solver, clips_of, misfit, usable
 from heatbath.work import Work
+
+if TYPE_CHECKING:
+    from heatbath.optim.natural import NaturalGradient
 
 
 def renew_averages(stacks: Sequence[Stack], policy: Policy, *, terms: Tensor | int | None, scale: Tensor | None) -> list[bool]:
@@ -70,6 +77,7 @@ class Renewal:
         policy: says whether curvature is corrected, how damping rises and falls, and when an old inverse may stay.
         generator: of noisy solvers, and of probes.
         tally: counts.
+        streams: of kinds of devices that can prepare beside the model's own passes.
     """
 
     solver: Solver[Any]  # Any: any state
@@ -77,6 +85,13 @@ class Renewal:
     policy: Policy
     generator: torch.Generator | None
     tally: Tally
+    streams: Mapping[str, Streams] = field(default_factory=dict)
+
+    @staticmethod
+    def of(optimizer: NaturalGradient) -> Renewal:
+        """By an optimizer's solver, damping and policy as they are now."""
+        values = optimizer.solver, optimizer.damping, optimizer.policy, optimizer.generator, optimizer._tally
+        return Renewal(*values, optimizer._streams)
 
     @property
     def _shared(self) -> bool:
@@ -99,7 +114,9 @@ class Renewal:
         outgrown = [] if stack.misfit is None else stack.misfit.members()
         if stack.misfit is not None:
             self.tally.add_check(stack.length - len(outgrown))
-        stack.failed = stack.misfit = None
+        stack.failed, stack.unread, stack.misfit = stack.unread, None, None
+        if stack.pending is not None:
+            stack.failed = self._adopt(stack)
         limit = self.policy.refresh_above
         if due and (limit is None or stack.state is None):
             self._renew(stack, amount, rotate=True, scratch=bool(failed))
@@ -114,51 +131,75 @@ class Renewal:
             self._renew(stack, amount, rotate=False, scratch=False)
         return bool(failed or outgrown)
 
+    def settle(self, stack: Stack) -> None:
+        """Adopt now what the next visit would, which changes no step: before a checkpoint."""
+        if stack.pending is not None:
+            stack.unread = self._adopt(stack)
+
     def _renew(self, stack: Stack, amount: float | Tensor, *, rotate: bool, scratch: bool) -> None:
         """Prepare all members."""
         curvature, work = correct(stack, rotate=rotate) if self.policy.corrected else (_mean(stack), Work())
         self.tally.add_work(work)
-        state, stack.boost, again = self._prepare(
-            self.damping(curvature, stack.boost * amount), stack.state, stack.boost, scratch
-        )
-        stack.state = state
-        stack.failed = None if again is None else Deferred(again, shared=self._shared)
+        self._prepare(stack, curvature, stack.boost * amount, stack.state, None, scratch)
 
     def _renew_members(self, stack: Stack, amount: float | Tensor, members: Sequence[int], *, scratch: bool) -> None:
         """Prepare some members; the others keep their state."""
-        index = torch.tensor(members).to(stack.boost.device, non_blocking=True)
-
-        def part(tensor: Tensor) -> Tensor:
-            return tensor.index_select(0, index)
-
-        def put(whole: Tensor, members: Tensor) -> Tensor:
-            return whole.index_copy(0, index, members)
-
-        boost, old = part(stack.boost), map_tensors(part, stack.state)
-        operator = self.damping(map_tensors(part, _mean(stack)), boost * amount)
-        state, boost, again = self._prepare(operator, old, boost, scratch)
-        if not same_structure(state, old):  # a machine emulated by another law: members cannot be mixed
+        if len(members) == stack.length:
             self._renew(stack, amount, rotate=True, scratch=scratch)
             return
-        stack.boost = put(stack.boost, boost)
-        stack.state = map_tensors(put, stack.state, state)
-        if again is not None:
-            stack.failed = Deferred(put(torch.zeros_like(stack.boost, dtype=torch.bool), again), shared=self._shared)
+        index = torch.tensor(members).to(stack.boost.device, non_blocking=True)
+        curvature, old = _part(_mean(stack), index), _part(stack.state, index)
+        self._prepare(stack, curvature, _part(stack.boost, index) * amount, old, index, scratch)
 
     def _prepare(
-        self, operator: Operator, old: Any, boost: Tensor, scratch: bool
-    ) -> tuple[Any, Tensor, Tensor | None]:  # Any: states
-        """A new state where it is good, else the old one; the next boost; and whom to prepare from scratch, if known."""
-        state, work = self.solver.prepare(operator, previous=None if scratch else old, generator=self.generator)
+        self, stack: Stack, curvature: Operator, amount: Tensor, old: Any, index: Tensor | None, scratch: bool
+    ) -> None:  # Any: a state
+        """Prepare what is damped by `amount`, and adopt it: now, or at the next visit. A first state cannot wait."""
+
+        def prepare(curvature: Operator, amount: Tensor, previous: Any) -> tuple[Any, Work]:  # Any: states
+            return self.solver.prepare(self.damping(curvature, amount), previous=previous, generator=self.generator)
+
+        late = self.policy.overlap and stack.state is not None
+        device = stack.boost.device
+        streams = self.streams.get(device.type) if late else None
+        queued = queue(streams, device, prepare, curvature, amount, None if scratch else old)
+        stack.pending = Pending(queued, index, scratch)
+        if not late:
+            stack.failed = self._adopt(stack)
+
+    def _adopt(self, stack: Stack) -> Deferred | None:
+        """Judge what was prepared: a new state where it is good, the next boost; and whom to prepare again, if known."""
+        assert stack.pending is not None
+        pending, stack.pending = stack.pending, None
+        state, work = pending.queued.join()
+        old, boost = _part(stack.state, pending.index), _part(stack.boost, pending.index)
         codes = self.solver.outcome(state)
         self.tally.add_prepared(work, codes, clips_of(state))
+        if pending.index is not None and not same_structure(state, old):  # a machine emulated by another law: no mixing
+            return Deferred.of(list(range(stack.length)), stack.length)
         good, again = usable(codes), None
         raised = boost * self.policy.boost
-        if old is not None and not scratch and any(node.residual is not None for node in nodes_of(state, Inverse)):
+        if old is not None and not pending.scratch and any(node.residual is not None for node in nodes_of(state, Inverse)):
             again = ~good
             raised = torch.where(again, boost, raised)
         boost = torch.where(good, (boost * self.policy.relax).clamp_min(1.0), raised)
-        return state if old is None else select(good, state, old), boost, again
+        state = state if old is None else select(good, state, old)
+        if pending.index is not None:
+            index = pending.index
+            boost, state = _put(stack.boost, boost, index), _put(stack.state, state, index)
+            again = None if again is None else _put(torch.zeros_like(boost, dtype=torch.bool), again, index)
+        stack.boost, stack.state = boost, state
+        return None if again is None else Deferred(again, shared=self._shared)
+
+
+def _part(tree: Any, index: Tensor | None) -> Any:  # Any: a tree of tensors `[L, …]`
+    """Some members of a stack; None: all."""
+    return tree if index is None else map_tensors(lambda tensor: tensor.index_select(0, index), tree)
+
+
+def _put(whole: Any, members: Any, index: Tensor) -> Any:  # Any: as above
+    """A stack with some members exchanged."""
+    return map_tensors(lambda old, new: old.index_copy(0, index, new), whole, members)
 
 
 def _mean(stack: Stack) -> Kronecker:
