@@ -34,7 +34,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     followed = torch.compiler.is_compiling() or (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad))
     if a.ndim < 2 or width < SHORT or width % ROW == 0 or followed:  # neither autograd nor the compiler follows `out=`
         return a @ b
-    stack = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    stack = a.shape[:-2] if a.shape[:-2] == b.shape[:-2] else torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     out = empty_aligned(*stack, a.shape[-2], width, dtype=a.dtype, device=a.device)
     return torch.matmul(a, b, out=out)
 

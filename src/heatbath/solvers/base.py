@@ -35,7 +35,7 @@ class Outcome(Enum):
     @property
     def code(self) -> int:
         """Position in the enumeration, as stored in outcome tensors."""
-        return list(Outcome).index(self)
+        return _CODES[self]
 
     @property
     def usable(self) -> bool:
@@ -43,15 +43,12 @@ class Outcome(Enum):
         return self in (Outcome.SOLVED, Outcome.REDAMPED, Outcome.FELL_BACK, Outcome.RETRIED)
 
 
-USABLE_CODES = tuple(o.code for o in Outcome if o.usable)
+_CODES = {outcome: code for code, outcome in enumerate(Outcome)}
 
 
 def usable(codes: Tensor) -> Tensor:
-    """Which outcomes may be used: int8 codes `[*stack]` to bool `[*stack]`."""
-    result = codes == USABLE_CODES[0]
-    for code in USABLE_CODES[1:]:
-        result = result | (codes == code)
-    return result
+    """Which outcomes may be used: int8 codes `[*stack]` to bool `[*stack]`. Asked of every stack at every step."""
+    return (codes == Outcome.SOLVED.code) | (codes >= Outcome.REDAMPED.code)  # what lies between is not usable
 
 
 def worse(a: Tensor, b: Tensor) -> Tensor:

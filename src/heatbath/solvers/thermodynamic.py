@@ -71,8 +71,10 @@ class CosineVectors(Driven):
         """Cᵀ Y of the answers Y = C M⁻¹, `[*stack, n, n]`, by a Fourier transform of 2n numbers, and what that takes."""
         n = answers.shape[-1]
         turns = torch.pi / (2 * n) * torch.arange(n, dtype=torch.float64, device=answers.device)
-        turned = answers * (_lengths(n, answers) * torch.exp(1j * turns)).to(answers.dtype.to_complex()).unsqueeze(-1)
-        found = 2 * n * torch.fft.ifft(turned, n=2 * n, dim=-2)[..., :n, :].real
+        spectrum = _lengths(n, answers) * torch.exp(1j * turns)
+        spectrum[0] *= 2  # the other frequencies enter twice, as they do from −n to n in the spectrum of a real signal
+        turned = answers * spectrum.to(answers.dtype.to_complex()).unsqueeze(-1)
+        found = n * torch.fft.irfft(turned, n=2 * n, dim=-2)[..., :n, :]
         operations = round(5 * math.log2(2 * n)) + 1  # of a fast transform, each number of 2n
         return found, Work.of(elementwise(2 * n * n, operations), max(answers.shape[:-2].numel(), 1))
 
