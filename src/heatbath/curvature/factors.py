@@ -26,7 +26,7 @@ from torch import Tensor
 from heatbath.curvature.reduction import Reduction, Sharing
 from heatbath.curvature.squares import SquareSums
 from heatbath.layers import Block, OneHot, Rows
-from heatbath.operators import BlockDiagonal, Dense, Diagonal, Kronecker, Operator, empty_aligned, split_features
+from heatbath.operators import BlockDiagonal, Dense, Diagonal, Kronecker, Operator, empty_aligned, split_features, upload
 from heatbath.work import Work, matmul
 
 
@@ -264,16 +264,32 @@ def _add_outer(total: Tensor, rows: Tensor) -> Work:
     A large square is filled in strips that end at the diagonal, since the rest is their mirror image: four strips take 5/8 of
     the operations. `_mirror` completes it once, when the sums are collected.
     """
-    x = rows.to(total.dtype)
+    x = rows if takes_halves(rows.device, rows.dtype, total.dtype) else rows.to(total.dtype)
     if total.ndim == 3:
         work = Work()
         for start, end in _strips(total.shape[-1]):
-            total[:, start:end, :end].baddbmm_(x[..., start:end].mT, x[..., :end])
+            _add_product(total[:, start:end, :end], x[..., start:end].mT, x[..., :end])
             work = work + Work.of(matmul(end - start, x.shape[1], end), x.shape[0])
         return work
     x = split_features(x, total.shape[1], total.shape[2]).flatten(0, 1)
-    total.flatten(0, 1).baddbmm_(x.mT, x)
+    _add_product(total.flatten(0, 1), x.mT, x)
     return Work.of(matmul(x.shape[2], x.shape[1], x.shape[2]), x.shape[0])
+
+
+def takes_halves(device: torch.device, rows: torch.dtype, total: torch.dtype) -> bool:
+    """Whether rows of 16 bits are multiplied as they are: by tensor cores, which sum their exact products in float32.
+
+    PyTorch has such products on CUDA alone; elsewhere rows are converted first.
+    """
+    return device.type == "cuda" and rows in (torch.bfloat16, torch.float16) and total == torch.float32
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add a b to sums `[P, m, n]`, in place."""
+    if a.dtype == total.dtype:
+        total.baddbmm_(a, b)
+    else:
+        total.add_(torch.bmm(a, b, out_dtype=total.dtype))
 
 
 def _strips(size: int) -> list[tuple[int, int]]:
@@ -309,4 +325,4 @@ def _scale_members(stack: Tensor, factors: Sequence[float]) -> None:
         stack.mul_(factors[0])
     else:
         shape = (-1,) + (1,) * (stack.ndim - 1)
-        stack.mul_(torch.tensor(factors, dtype=stack.dtype).to(stack.device, non_blocking=True).view(shape))
+        stack.mul_(upload(factors, stack.device, stack.dtype).view(shape))

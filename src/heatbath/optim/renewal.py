@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from heatbath.curvature import Reduction, is_parallel, join_processes, update_average
-from heatbath.operators import Kronecker, Operator, map_tensors, nodes_of, same_structure, select
+from heatbath.operators import Kronecker, Operator, map_tensors, nodes_of, same_structure, select, upload
 from heatbath.optim.beside import Streams, queue
 from heatbath.optim.corrected import correct, fold_squares
 from heatbath.optim.damping import Damping
@@ -147,7 +147,7 @@ class Renewal:
         if len(members) == stack.length:
             self._renew(stack, amount, rotate=True, scratch=scratch)
             return
-        index = torch.tensor(members).to(stack.boost.device, non_blocking=True)
+        index = upload(members, stack.boost.device)
         curvature, old = _part(_mean(stack), index), _part(stack.state, index)
         self._prepare(stack, curvature, _part(stack.boost, index) * amount, old, index, scratch)
 
