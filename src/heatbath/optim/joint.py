@@ -24,7 +24,7 @@ from heatbath.optim.fallback import adam_step
 from heatbath.optim.heavy_ball import heavy_ball_step
 from heatbath.optim.joint_checkpoint import OWN, check, restore, save
 from heatbath.optim.joint_policy import JointPolicy, check_repeats
-from heatbath.optim.options import complete_group
+from heatbath.optim.options import check_generator, complete_group
 from heatbath.optim.scaling import loss_scale
 from heatbath.optim.tally import Tally
 from heatbath.solvers import Full, SmallSide, Solution, Solver, usable
@@ -68,6 +68,7 @@ class JointNaturalGradient(CurvatureOptimizer):
     ) -> None:
         if not isinstance(fisher, Fisher) or isinstance(fisher, InputOnly):
             raise TypeError(f"fisher must be ExactFisher, SampledFisher or EmpiricalFisher, got {type(fisher).__name__}")
+        check_generator(generator, model)
         super().__init__(list(groups), defaults)
         self.model, self.fisher, self.solver, self.policy = model, fisher, solver, policy
         self.adam, self.generator = adam, generator
