@@ -154,8 +154,9 @@ and put together by `python benchmarks/performance_page.py`.
 - Steps: {conditions(step)}.
 - Scaling: {conditions(scaling)}.
 
-Never run here, for want of a GPU: the GPT, ViT and MLP shapes
-on an H100 for which other libraries' figures are known, a CUDA graph, refreshes on a side stream."""
+Never run on a GPU, for want of one: `python benchmarks/gpu.py --write` times the GPT, ViT and MLP shapes for which other
+libraries' figures on an H100 are known, refreshes on a side stream among the contestants. [refresh.md](refresh.md) says what
+was made ready for it, and what not."""
 
 
 def goals(workloads: dict[str, Record]) -> str:

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from heatbath.curvature import holding
 from heatbath.curvature.factors import FactorSums, Form
 from heatbath.curvature.holding import strips as strips_of
+from heatbath.curvature.holding import takes_halves
 from heatbath.layers import Block, Rows
 from heatbath.work import Work, matmul
 from tests.curvature.truth import error
@@ -56,3 +58,46 @@ def test_wide_layers_have_the_factors_of_their_rows():
     block = capture(model, lambda: model(x).square().mean())[""]
     rows = torch.cat((x, torch.ones(12, 1, dtype=torch.float64)), 1)
     assert error(block.right.dense()[0], rows.mT @ rows / 12) < 1e-13
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("max_dim", [None, 100], ids=["full", "blocks"])
+def test_halves_multiplied_as_they_are_give_the_mean_outer_product(dtype, max_dim, monkeypatch):
+    """The CUDA path on the CPU: `bmm(out_dtype=float32)`, which has no kernel here, is played by its definition.
+
+    Products of halves are exact in float32, so the factor of 80 rows is off by less than 80 roundings of 6e-8.
+    """
+    plain_bmm, calls = torch.bmm, []
+
+    def bmm(a, b, *, out_dtype):
+        assert a.dtype == b.dtype == dtype
+        calls.append(a.shape)
+        return plain_bmm(a.to(out_dtype), b.to(out_dtype))
+
+    monkeypatch.setattr(holding, "takes_halves", lambda device, rows, total: rows != total)
+    monkeypatch.setattr(torch, "bmm", bmm)
+    rows = noise(1, 40, 2, 300, dtype=torch.float32).to(dtype)
+    total = FactorSums([1], Form(Block(("weight",), 1, (2, 300)), torch.float32, torch.device("cpu"), max_dim=max_dim))
+    for part in rows.split(20, 1):
+        total.add(0, Rows(part, torch.ones(1, 20, 2, 2, dtype=dtype)), pass_number=0)
+    flat = rows.flatten(0, 2).double()
+    truth = flat.mT @ flat / 80
+    if max_dim is not None:
+        truth = truth * torch.block_diag(*[torch.ones(max_dim, max_dim, dtype=torch.float64)] * 3)
+    assert calls
+    assert error(total.collect(None)[0].right.dense().double(), truth[None]) < 80 * 6e-8
+
+
+def test_halves_are_multiplied_as_they_are_on_cuda_only():
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    for half in (torch.bfloat16, torch.float16):
+        assert takes_halves(cuda, half, torch.float32)
+        assert not takes_halves(cpu, half, torch.float32)
+        assert not takes_halves(cuda, half, torch.float64)
+    assert not takes_halves(cuda, torch.float32, torch.float32)
+
+
+def test_pytorch_has_products_of_halves_with_wide_results():
+    """Their signature, by shapes alone; there is no kernel but on CUDA."""
+    x = torch.empty(2, 5, 3, dtype=torch.bfloat16, device="meta")
+    assert torch.bmm(x.mT, x, out_dtype=torch.float32).dtype == torch.float32

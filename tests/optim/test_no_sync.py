@@ -69,6 +69,7 @@ WAYS = {
     "sketches": (None, {"max_dim": 2, "rank": 1}),
     "warm-started": (WarmStarted(NewtonSchulz(warm_steps=1, tolerance=1e-9)), {}),  # most are prepared from scratch afterwards
     "triggered": (None, {"refresh_above": 1e-6}),  # whatever is due is found not to fit
+    "overlapped": (None, {"overlap": True}),
 }
 
 

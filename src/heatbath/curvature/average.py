@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from heatbath.operators import Kronecker, map_tensors
+from heatbath.operators import Kronecker, map_tensors, upload
 
 
 def update_average(
@@ -68,4 +68,4 @@ def _as_tensor(weights: Sequence[float], like: torch.Tensor) -> torch.Tensor:
     """Host numbers as a device tensor; one fill where they agree, which needs no copy."""
     if len(set(weights)) == 1:
         return torch.full_like(like, weights[0])
-    return torch.tensor(weights, dtype=like.dtype).to(like.device, non_blocking=True)
+    return upload(weights, like.device, like.dtype)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from heatbath.curvature.factors import Counts, FactorSums
 from heatbath.curvature.reduction import Reduction
-from heatbath.operators import from_triangle, lower_triangle
+from heatbath.operators import from_triangle, lower_triangle, upload
 
 
 def is_parallel() -> bool:
@@ -55,7 +55,7 @@ def join_processes(sums: Sequence[FactorSums], reduction: Reduction | None, term
             _add_up(tensor, symmetric=any(tensor is t for t in symmetric))
     if not sums:
         return terms if isinstance(terms, Tensor) else None
-    total = torch.tensor(counts, dtype=torch.float64).to(sums[0].form.device)
+    total = upload(counts, sums[0].form.device, torch.float64)
     dist.all_reduce(total)
     joined = iter(total.tolist())
     for each in sums:

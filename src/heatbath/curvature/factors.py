@@ -28,7 +28,7 @@ from heatbath.curvature.holding import Holding, holding
 from heatbath.curvature.reduction import Reduction, Sharing
 from heatbath.curvature.squares import SquareSums
 from heatbath.layers import Block, OneHot, Rows
-from heatbath.operators import Diagonal, Kronecker, Operator
+from heatbath.operators import Diagonal, Kronecker, Operator, upload
 from heatbath.work import Work
 
 
@@ -167,14 +167,14 @@ class FactorSums:
             rows = _reduced(rows)
         _, batch, positions, _ = rows.outputs.shape
         if self.form.left is not None:
-            work = work + self.form.left.add(left[span], rows.outputs.flatten(1, 2).to(left.dtype))
+            work = work + self.form.left.add(left[span], rows.outputs.flatten(1, 2))
         if again and not self.form.block.gradient_inputs:
             return work
         if isinstance(rows.inputs, OneHot):
             _add_counts(right[span], rows.inputs)
         else:
             assert self.form.right is not None  # only one-hot inputs have a diagonal
-            work = work + self.form.right.add(right[span], rows.inputs.flatten(1, 2).to(right.dtype))
+            work = work + self.form.right.add(right[span], rows.inputs.flatten(1, 2))
         self.counts[block].add(pass_number, batch, positions, summed=rows.summed, empty=tuple(rows.empty))
         self.filled = True
         return work
@@ -288,4 +288,4 @@ def _scale_members(stack: Tensor, factors: Sequence[float]) -> None:
         stack.mul_(factors[0])
     else:
         shape = (-1,) + (1,) * (stack.ndim - 1)
-        stack.mul_(torch.tensor(factors, dtype=stack.dtype).to(stack.device, non_blocking=True).view(shape))
+        stack.mul_(upload(factors, stack.device, stack.dtype).view(shape))

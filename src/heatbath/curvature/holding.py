@@ -43,7 +43,7 @@ class Holding(ABC):
 
     @abstractmethod
     def add(self, total: Tensor, x: Tensor) -> Work:
-        """Add the rows x `[P, T, n]`, of the dtype of the sums, in place; returns the products."""
+        """Add the rows x `[P, T, n]`, in place; returns the products."""
 
     @abstractmethod
     def complete(self, total: Tensor) -> None:
@@ -71,9 +71,9 @@ class Whole(Holding):
 
     def add(self, total: Tensor, x: Tensor) -> Work:
         """In strips that end at the diagonal, where the square is large: four strips take 5/8 of the operations."""
-        work = Work()
+        x, work = _as_multiplied(x, total), Work()
         for start, end in strips(self.size):
-            total[:, start:end, :end].baddbmm_(x[..., start:end].mT, x[..., :end])
+            _add_product(total[:, start:end, :end], x[..., start:end].mT, x[..., :end])
             work = work + Work.of(matmul(end - start, x.shape[1], end), x.shape[0])
         return work
 
@@ -116,8 +116,8 @@ class Pieces(Holding):
         return torch.zeros(length, self.count, self.piece, self.piece, dtype=dtype, device=device)
 
     def add(self, total: Tensor, x: Tensor) -> Work:
-        x = split_features(x, self.count, self.piece).flatten(0, 1)
-        total.flatten(0, 1).baddbmm_(x.mT, x)
+        x = split_features(_as_multiplied(x, total), self.count, self.piece).flatten(0, 1)
+        _add_product(total.flatten(0, 1), x.mT, x)
         return Work.of(matmul(self.piece, x.shape[1], self.piece), x.shape[0])
 
     def complete(self, total: Tensor) -> None:
@@ -148,7 +148,7 @@ class Sketch(Holding):
         return torch.zeros(length, self.size + 1, self.rank, dtype=dtype, device=device)
 
     def add(self, total: Tensor, x: Tensor) -> Work:
-        omega = random_basis(self.size, self.rank, total.dtype, total.device)
+        x, omega = x.to(total.dtype), random_basis(self.size, self.rank, total.dtype, total.device)
         total[:, :-1].baddbmm_(x.mT, x @ omega)
         total[:, -1, 0] += torch.linalg.vector_norm(x, dim=(1, 2)).square()
         products = Work.of(matmul(x.shape[1], self.size, self.rank)) + Work.of(matmul(self.size, x.shape[1], self.rank))
@@ -177,3 +177,24 @@ def strips(size: int) -> list[tuple[int, int]]:
     count = min(4, max(1, size // 128))
     edges = [16 * round(size * k / count / 16) for k in range(count)]  # at whole cache lines
     return list(pairwise([*edges, size]))
+
+
+def takes_halves(device: torch.device, rows: torch.dtype, total: torch.dtype) -> bool:
+    """Whether rows of 16 bits are multiplied as they are: by tensor cores, which sum their exact products in float32.
+
+    PyTorch has such products on CUDA alone; elsewhere rows are converted first. Never run on a GPU.
+    """
+    return device.type == "cuda" and rows in (torch.bfloat16, torch.float16) and total == torch.float32
+
+
+def _as_multiplied(x: Tensor, total: Tensor) -> Tensor:
+    """Rows in the dtype in which they are multiplied."""
+    return x if takes_halves(x.device, x.dtype, total.dtype) else x.to(total.dtype)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add a b to sums `[P, m, n]`, in place."""
+    if a.dtype == total.dtype:
+        total.baddbmm_(a, b)
+    else:
+        total.add_(torch.bmm(a, b, out_dtype=total.dtype))

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from heatbath.curvature.reduction import Reduction
+from heatbath.operators import scalar
 
 
 @dataclass(frozen=True, eq=False)
@@ -325,4 +326,4 @@ def _count(rows: Tensor, counted: Tensor, reduction: Reduction | None) -> Tensor
         return counted.sum()
     if reduction is Reduction.ROWS:
         return counted.amax(-1).sum()
-    return rows.new_tensor(float(examples))
+    return scalar(float(examples), rows)

@@ -28,6 +28,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from heatbath.layers.affine import Affine, AffineRule, batched, is_plain, trained_name
 from heatbath.layers.base import Call, Rows
 from heatbath.layers.replay import as_gradients, pull_back, replaying
+from heatbath.operators import upload
 
 GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "LSTM": 4, "GRU": 3}
 KINDS: tuple[type[nn.RNNBase], ...] = (nn.RNN, nn.LSTM, nn.GRU)
@@ -63,7 +64,7 @@ class RecurrentRule(AffineRule):
         assert isinstance(module, nn.RNNBase)
         given, start = call.argument(0, "input"), call.argument(1, "hx")
         x, lengths = _time_first(module, given, given)
-        active = None if lengths is None else (torch.arange(len(x))[:, None] < lengths).to(x.device)[..., None]
+        active = None if lengths is None else upload(torch.arange(len(x))[:, None] < lengths, x.device)[..., None]
         sequence, *last = as_gradients(grad)
         sequence = None if sequence is None else _time_first(module, given, sequence)[0]
         last = [g if g is None or g.ndim == 3 else g.unsqueeze(1) for g in last]

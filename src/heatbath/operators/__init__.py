@@ -33,3 +33,5 @@ from heatbath.operators.tree import same_structure as same_structure
 from heatbath.operators.tree import select as select
 from heatbath.operators.tree import to_plain as to_plain
 from heatbath.operators.tree import tree as tree
+from heatbath.operators.upload import scalar as scalar
+from heatbath.operators.upload import upload as upload

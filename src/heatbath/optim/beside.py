@@ -24,8 +24,6 @@ from torch import Tensor
 
 from heatbath.operators import nodes_of
 
-Trees = tuple[Any, ...]  # Any: trees of tensors
-
 
 class Streams(Protocol):
     """What is asked of the streams of a device; a test puts a record of the calls in their place."""
@@ -69,18 +67,18 @@ class Queued:
     """What was queued beside the main stream.
 
     Args:
-        result: trees of tensors, whose values are there once joined.
+        result: a tree of tensors, whose values are there once joined.
         streams: of the device; None where there are none.
         device: where the result lies.
         event: marks the end of the work; None where there is nothing to wait for.
     """
 
-    result: Trees
+    result: Any  # Any: a tree of tensors
     streams: Streams | None
     device: torch.device
     event: Any = None  # Any: an event of the device's kind
 
-    def join(self) -> Trees:
+    def join(self) -> Any:  # Any: as above
         """Let the current stream wait for the work, and hand over what it made."""
         if self.streams is not None and self.event is not None:
             main = self.streams.current(self.device)
@@ -95,7 +93,7 @@ class Queued:
         return {**self.__dict__, "streams": None}
 
 
-def queue(streams: Streams | None, device: torch.device, work: Callable[..., Trees], *given: Any) -> Queued:  # Any: trees
+def queue(streams: Streams | None, device: torch.device, work: Callable[..., Any], *given: Any) -> Queued:  # Any: trees
     """Do some work beside the current stream, or at once where there are no streams.
 
     Args:

@@ -108,17 +108,17 @@ def rehearse(optimizer: NaturalGradient) -> None:
     `step()` once with gradients of zero and a learning rate of zero. Solver states are then of a multiple of the identity.
     """
     generator = optimizer.generator
-    before = None if generator is None else generator.get_state(), torch.get_rng_state()
-    for stack in optimizer.stacks:
-        stack.mean = stack.sums.collect(None)[0]
-        curvature = correct(stack, rotate=True)[0] if optimizer.policy.corrected else stack.mean
-        operator = optimizer.damping(curvature, torch.ones_like(stack.boost))
-        stack.state, _ = optimizer.solver.prepare(operator, generator=generator)
-        if optimizer.param_groups[stack.group]["momentum"] or optimizer.policy.quadratic is not None:
-            stack.momentum = stack.empty().zero_()
-    if generator is not None and before[0] is not None:
-        generator.set_state(before[0])
-    torch.set_rng_state(before[1])
+    before = None if generator is None else generator.get_state()
+    with torch.random.fork_rng({stack.boost.device.index for stack in optimizer.stacks if stack.boost.is_cuda}):
+        for stack in optimizer.stacks:
+            stack.mean = stack.sums.collect(None)[0]
+            curvature = correct(stack, rotate=True)[0] if optimizer.policy.corrected else stack.mean
+            operator = optimizer.damping(curvature, torch.ones_like(stack.boost))
+            stack.state, _ = optimizer.solver.prepare(operator, generator=generator)
+            if optimizer.param_groups[stack.group]["momentum"] or optimizer.policy.quadratic is not None:
+                stack.momentum = stack.empty().zero_()
+    if generator is not None and before is not None:
+        generator.set_state(before)
     for params in optimizer.layout.fallback:
         start_state(params, optimizer.state)
     enter(optimizer)

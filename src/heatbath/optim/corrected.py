@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from heatbath.curvature import SquareSums, average_weights
-from heatbath.operators import Dense, EigenCorrected, Operator
+from heatbath.operators import Dense, EigenCorrected, Operator, upload
 from heatbath.optim.stacks import Stack
 from heatbath.solvers import Eigen
 from heatbath.work import Work, matmul
@@ -25,9 +25,9 @@ def fold_squares(stack: Stack, batch: Tensor | None, decay: float) -> None:
     if batch is None or stack.corrected is None:
         return
     seen = [c.rows > 0 for c in stack.sums.counts]
-    weights = torch.tensor(average_weights(stack.square_ages, seen, decay, stack.sums.spans), dtype=batch.dtype)
+    weights = upload(average_weights(stack.square_ages, seen, decay, stack.sums.spans), batch.device, batch.dtype)
     finite = torch.isfinite(batch.flatten(1).sum(1))
-    weight = torch.where(finite, weights.to(batch.device, non_blocking=True), 0.0).view(-1, 1, 1)
+    weight = torch.where(finite, weights, 0.0).view(-1, 1, 1)
     old = stack.corrected.values
     new = torch.where(finite.view(-1, 1, 1), batch, 0.0)
     stack.corrected = EigenCorrected(stack.corrected.left, stack.corrected.right, old + weight * (new - old))
@@ -56,7 +56,7 @@ def correct(stack: Stack, *, rotate: bool) -> tuple[Operator, Work]:
         work = work + Work.of(matmul(out, out, out), stack.length) + Work.of(matmul(inputs, inputs, inputs), stack.length)
         known = [age > 0 for age, span in zip(stack.square_ages, stack.sums.spans, strict=True) for _ in range(span)]
         turned = turn_left @ stack.corrected.values @ turn_right.mT
-        values = torch.where(torch.tensor(known).to(values.device, non_blocking=True).view(-1, 1, 1), turned, values)
+        values = torch.where(upload(known, values.device).view(-1, 1, 1), turned, values)
     stack.corrected = EigenCorrected(spectrum.left, spectrum.right, values)
     stack.sums.squares = SquareSums.zeros(stack.corrected)
     return stack.corrected, work

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from heatbath.operators import BlockDiagonal, Dense, Diagonal, Kronecker, Operator, Sketched
+from heatbath.operators import BlockDiagonal, Dense, Diagonal, Kronecker, Operator, Sketched, scalar
 
 RATIO_LIMIT = 1e8  # bounds π where one side is all zeros, as behind a dead ReLU
 
@@ -111,7 +111,7 @@ class LevenbergMarquardt:
     def renew(self, groups: Sequence[dict[str, Any]], ratio: Tensor) -> None:  # Any: torch's own type
         """Put the next λ into parameter groups."""
         for group in groups:
-            group["damping"] = self(torch.as_tensor(group["damping"], dtype=ratio.dtype, device=ratio.device), ratio)
+            group["damping"] = self(scalar(group["damping"], ratio), ratio)
 
     def __call__(self, damping: Tensor, ratio: Tensor) -> Tensor:
         """The next λ from the present one and ρ, all 0-d; a ratio that is no number counts as a failure."""

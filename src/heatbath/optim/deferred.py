@@ -34,8 +34,11 @@ class Deferred:
         elif flags.device.type != "cpu":
             self._host = torch.empty(flags.shape, dtype=torch.uint8, pin_memory=flags.device.type == "cuda")
             self._host.copy_(flags, non_blocking=True)
-            self._event = torch.Event(flags.device)
-            self._event.record()
+            if flags.is_cuda:  # the stream of the flags' own device, which need not be the current one
+                self._event = torch.cuda.current_stream(flags.device).record_event()
+            else:
+                self._event = torch.Event(flags.device)
+                self._event.record()
 
     def members(self) -> list[int]:
         """The members whose flag is set."""

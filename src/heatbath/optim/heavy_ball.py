@@ -30,4 +30,12 @@ def heavy_ball_step(
         moves = list(torch._foreach_mul(held, finite.to(held[0])))
     if group["weight_decay"]:
         torch._foreach_mul_(list(parameters), 1 - finite.to(parameters[0]) * (group["lr"] * group["weight_decay"]))
-    torch._foreach_add_(list(parameters), moves, alpha=-group["lr"])
+    descend(parameters, moves, group["lr"])
+
+
+def descend(parameters: Sequence[Tensor], moves: Sequence[Tensor], lr: float | Tensor) -> None:
+    """θ ← θ − lr·m, in place; a learning rate that is a 0-d tensor stays on its device."""
+    if isinstance(lr, Tensor):  # as `alpha` it would be read on the host
+        torch._foreach_sub_(list(parameters), torch._foreach_mul(list(moves), lr))
+    else:
+        torch._foreach_add_(list(parameters), list(moves), alpha=-lr)

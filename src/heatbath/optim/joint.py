@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from heatbath.curvature import Fisher, InputCapture, InputOnly, JacobianRoot, Passage, Reduction, Sighting, is_parallel, sight
-from heatbath.operators import Gram
+from heatbath.operators import Gram, scalar
 from heatbath.optim.base import CurvatureOptimizer, loss_of
 from heatbath.optim.coverage import Coverage, Covered
 from heatbath.optim.fallback import adam_step
 from heatbath.optim.heavy_ball import heavy_ball_step
 from heatbath.optim.joint_checkpoint import OWN, check, restore, save
 from heatbath.optim.joint_policy import JointPolicy, check_repeats
-from heatbath.optim.options import complete_group
+from heatbath.optim.options import check_generator, complete_group
 from heatbath.optim.scaling import loss_scale
 from heatbath.optim.tally import Tally
 from heatbath.solvers import Full, SmallSide, Solution, Solver, usable
@@ -68,6 +68,7 @@ class JointNaturalGradient(CurvatureOptimizer):
     ) -> None:
         if not isinstance(fisher, Fisher) or isinstance(fisher, InputOnly):
             raise TypeError(f"fisher must be ExactFisher, SampledFisher or EmpiricalFisher, got {type(fisher).__name__}")
+        check_generator(generator, model)
         super().__init__(list(groups), defaults)
         self.model, self.fisher, self.solver, self.policy = model, fisher, solver, policy
         self.adam, self.generator = adam, generator
@@ -151,7 +152,7 @@ class JointNaturalGradient(CurvatureOptimizer):
             predicted = gradient @ moved - 0.5 * (moved @ (curvature @ moved))
             ratio = ((before - evaluate()) / predicted).to(gradient)
             for group in self.param_groups:
-                group["damping"] = adapt(torch.as_tensor(group["damping"], dtype=ratio.dtype, device=ratio.device), ratio)
+                group["damping"] = adapt(scalar(group["damping"], ratio), ratio)
         else:
             self._move(self._split(natural * scale), finite)
         self.steps += 1
@@ -187,7 +188,7 @@ class JointNaturalGradient(CurvatureOptimizer):
     def _curvature(self, scale: Tensor | None) -> Gram:
         """G + λI of what was observed; `scale` is what a GradScaler multiplied gradients at the outputs by."""
         like = _flat([self._seen[0].outputs])
-        terms = torch.stack([torch.as_tensor(each.terms).to(like) for each in self._seen]).sum()
+        terms = torch.stack([scalar(each.terms, like) for each in self._seen]).sum()
         names = {id(p): name for name, p in self.model.named_parameters()}
         parameters = {names[id(p)]: p for p in self._parameters()}
         for each in self._seen:
@@ -197,7 +198,7 @@ class JointNaturalGradient(CurvatureOptimizer):
         root = JacobianRoot(self.model, parameters, passes, terms, self.capture, self.policy.output)
         if self.steps == 0:
             check_repeats(root)
-        return Gram(root, torch.as_tensor(self.param_groups[0]["damping"], dtype=like.dtype, device=like.device))
+        return Gram(root, scalar(self.param_groups[0]["damping"], like))
 
     def _gradient(self) -> Tensor:
         """The gradient of the mean loss, `[n]`; zero where a parameter has none.
@@ -229,7 +230,7 @@ class JointNaturalGradient(CurvatureOptimizer):
             return torch.ones_like(natural[0])
         reach = torch.cat(
             [
-                torch.as_tensor(group["lr"] / (1 - group["momentum"])).to(natural).expand(p.numel())
+                scalar(group["lr"] / (1 - group["momentum"]), natural).expand(p.numel())
                 for group in self.param_groups
                 for p in group["params"]
                 if p.requires_grad

@@ -36,7 +36,7 @@ class KFAC(NaturalGradient):
     Args:
         model: the model.
         groups: parameter groups with their own lr, damping, momentum, weight_decay; parameters not named get the defaults.
-        lr: learning rate.
+        lr: learning rate; as a 0-d tensor it is never read on the host.
         damping: λ ≥ 0, in units of the curvature of the mean loss.
         momentum: heavy-ball momentum in [0, 1).
         weight_decay: decoupled, per unit of lr.
@@ -59,7 +59,7 @@ class KFAC(NaturalGradient):
         model: nn.Module,
         groups: Iterable[Mapping[str, Any]] = (),  # Any: torch's own type
         *,
-        lr: float = 0.1,
+        lr: float | torch.Tensor = 0.1,
         damping: float = 1e-3,
         momentum: float = 0.9,
         weight_decay: float = 0.0,

@@ -28,7 +28,7 @@ from heatbath.optim.damping import Damping
 from heatbath.optim.fallback import fallback_step
 from heatbath.optim.layout import Layout
 from heatbath.optim.observing import Seen, passed_terms, summed_terms, turned_round
-from heatbath.optim.options import complete_group, own_parameters
+from heatbath.optim.options import check_generator, complete_group, own_parameters
 from heatbath.optim.policy import Policy
 from heatbath.optim.proposal import Proposal, move, objective
 from heatbath.optim.renewal import Renewal, renew_averages
@@ -74,6 +74,7 @@ class NaturalGradient(CurvatureOptimizer):
         generator: torch.Generator | None = None,
     ) -> None:
         self._built = False
+        check_generator(generator, model)
         self.solver, self.damping, self.policy, self.generator = solver, damping, policy, generator
         super().__init__(list(groups), defaults)
         self.model = model

@@ -10,7 +10,7 @@ from torch import nn
 
 
 def default_options(
-    *, lr: float, damping: float, momentum: float, weight_decay: float, l2: float
+    *, lr: float | torch.Tensor, damping: float, momentum: float, weight_decay: float, l2: float
 ) -> dict[str, Any]:  # Any: torch's own type
     """Options that groups take over; AdamW's betas are none of them, or schedules would cycle these instead of momentum."""
     return {"lr": lr, "damping": damping, "momentum": momentum, "weight_decay": weight_decay, "l2": l2}
@@ -36,6 +36,20 @@ def complete_group(
     if not 0 <= complete["momentum"] < 1:
         raise ValueError(f"momentum must lie in [0, 1), got {complete['momentum']}")
     return complete
+
+
+def check_generator(generator: torch.Generator | None, model: nn.Module) -> None:
+    """Refuse a generator that draws on another device than a GPU's parameters lie on, where every draw would raise.
+
+    Raises:
+        ValueError: it does; the message says which generator to use.
+    """
+    devices = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
+    if generator is not None and devices and generator.device.type not in {device.type for device in devices}:
+        device = min(map(str, devices))
+        raise ValueError(
+            f"the generator draws on {generator.device}, the parameters lie on {device}: pass torch.Generator({device!r})"
+        )
 
 
 def own_parameters(model: nn.Module, group: Mapping[str, Any]) -> list[torch.Tensor]:  # Any: torch's own type

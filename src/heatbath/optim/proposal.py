@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from heatbath.curvature import norms, own_pieces
+from heatbath.optim.heavy_ball import descend
 from heatbath.optim.packing import Packing, strided
 from heatbath.optim.quadratic import Linearization, Minimum, minimize
 from heatbath.optim.stacks import Stack
@@ -166,7 +167,7 @@ def move(
         if group["weight_decay"]:
             wide = torch.promote_types(parameters[0].dtype, torch.float32)
             torch._foreach_mul_(parameters, 1 - finite.to(wide) * (group["lr"] * group["weight_decay"]))
-        torch._foreach_add_(parameters, values, alpha=-group["lr"])
+        descend(parameters, values, group["lr"])
         numbers += sum(p.numel() for p in parameters)
     return Work.of(update(numbers, operations=5, touched=5))
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from heatbath.curvature import Reduction, is_parallel, join_processes, update_average
-from heatbath.operators import Kronecker, Operator, map_tensors, nodes_of, same_structure, select
+from heatbath.operators import Kronecker, Operator, map_tensors, nodes_of, same_structure, select, upload
 from heatbath.optim.beside import Streams, queue
 from heatbath.optim.corrected import correct, fold_squares
 from heatbath.optim.damping import Damping
@@ -147,7 +147,7 @@ class Renewal:
         if len(members) == stack.length:
             self._renew(stack, amount, rotate=True, scratch=scratch)
             return
-        index = torch.tensor(members).to(stack.boost.device, non_blocking=True)
+        index = upload(members, stack.boost.device)
         curvature, old = _part(_mean(stack), index), _part(stack.state, index)
         self._prepare(stack, curvature, _part(stack.boost, index) * amount, old, index, scratch)
 
@@ -156,8 +156,10 @@ class Renewal:
     ) -> None:  # Any: a state
         """Prepare what is damped by `amount`, and adopt it: now, or at the next visit. A first state cannot wait."""
 
-        def prepare(curvature: Operator, amount: Tensor, previous: Any) -> tuple[Any, Work]:  # Any: states
-            return self.solver.prepare(self.damping(curvature, amount), previous=previous, generator=self.generator)
+        def prepare(curvature: Operator, amount: Tensor, previous: Any) -> Any:  # Any: states
+            state, work = self.solver.prepare(self.damping(curvature, amount), previous=previous, generator=self.generator)
+            self.tally.add_work(work)
+            return state
 
         late = self.policy.overlap and stack.state is not None
         device = stack.boost.device
@@ -171,10 +173,10 @@ class Renewal:
         """Judge what was prepared: a new state where it is good, the next boost; and whom to prepare again, if known."""
         assert stack.pending is not None
         pending, stack.pending = stack.pending, None
-        state, work = pending.queued.join()
+        state = pending.queued.join()
         old, boost = _part(stack.state, pending.index), _part(stack.boost, pending.index)
         codes = self.solver.outcome(state)
-        self.tally.add_prepared(work, codes, clips_of(state))
+        self.tally.add_prepared(Work(), codes, clips_of(state))
         if pending.index is not None and not same_structure(state, old):  # a machine emulated by another law: no mixing
             return Deferred.of(list(range(stack.length)), stack.length)
         good, again = usable(codes), None

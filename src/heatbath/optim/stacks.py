@@ -50,7 +50,7 @@ class Pending:
     """A solver state that was prepared but is not in use yet.
 
     Args:
-        queued: the state, and the work it took.
+        queued: the state.
         index: which members it is for, `[m]`; None: all.
         scratch: whether it was prepared without the state before it.
     """
