@@ -83,18 +83,18 @@ def markdown(lines: list[list[str]]) -> str:
 
 
 def verdicts(workloads: dict[str, Record]) -> str:
-    """The goals, and whether the best configuration as measured meets them."""
-    lines = [["workload", "goal", "best hb.KFAC by Cholesky", "ratio", "ratio/floor", "cheaper peers"]]
+    """The goals, and whether K-FAC as it comes meets them; and how even staggered steps are."""
+    lines = [["workload", "goal", "hb.KFAC", "over floor", "p99 staggered", "AdamW's own p99", "cheaper peers"]]
     for key, found in workloads.items():
-        own = {n: r for n, r in found["rows"].items() if n in ("hb.KFAC", "hb.KFAC, blocks of 1024")}
-        if not own:
+        rows = found["rows"]
+        own, even, plain = (rows.get(name) for name in ("hb.KFAC", "hb.KFAC, staggered", "AdamW, foreach"))
+        if own is None:
             continue
-        name = min(own, key=lambda n: own[n]["ratio"])
-        best = own[name]
-        ahead = [n for n, r in found["rows"].items() if r["preconditions"] and "hb." not in n and r["ratio"] < best["ratio"]]
-        met = "met" if best["ratio"] <= found["goal"] else "missed"
-        near = f"{best['ratio'] / best['floor']:.2f}"
-        lines.append([f"({key})", f"≤ {found['goal']}: {met}", name, f"{best['ratio']:.2f}", near, ", ".join(ahead) or "none"])
+        ahead = [f"{n} {r['ratio']:.2f}" for n, r in rows.items() if r["preconditions"] and "hb." not in n and r["ratio"] < own["ratio"]]
+        met = "met" if own["ratio"] <= found["goal"] else "missed"
+        ends = [f"{row['p99']:.2f}" if row else "–" for row in (even, plain)]
+        near = f"{own['ratio'] / own['floor']:.2f}"
+        lines.append([f"({key})", f"≤ {found['goal']}: {met}", f"{own['ratio']:.2f}", near, *ends, ", ".join(ahead) or "none"])
     return markdown(lines)
 
 
@@ -106,7 +106,7 @@ def emulated(workloads: dict[str, Record]) -> str:
         for machine, digital in pairs.items():
             if machine in found["rows"] and digital in found["rows"]:
                 over = found["rows"][machine]["ratio"] / found["rows"][digital]["ratio"]
-                form = "blocks of 1024" if "blocks" in digital else "whole factors"
+                form = "blocks of 1024" if "blocks" in digital else "as it comes"
                 lines.append([f"({key})", form, f"{over:.2f}", "met" if over <= 1.5 else "missed"])
     return markdown(lines)
 
@@ -165,7 +165,13 @@ def goals(workloads: dict[str, Record]) -> str:
 
 {verdicts(workloads)}
 
-Another goal is that every ratio/floor stays below 1.3, and that an emulated step costs at most 1.5 digital ones:
+Other goals are a ratio of at most 1.3 × the floor, no second-order peer that is cheaper, and with `stagger=True` a 99th percentile
+of steps of at most 1.5 × the median. In (c) that is missed: capturing the second convolution, whose 16,384 patches of
+289 are one product, takes about as long as the rest of a step, and is not divided. kfac-pytorch, whose
+inverses cost about as much as ours in (a), has curvature for linear layers alone and stands before SGD; `hb.KFAC` has it
+for norms and embeddings, too, and trains the rest by AdamW.
+
+An emulated step is to cost at most 1.5 digital ones:
 
 {emulated(workloads)}"""
 
