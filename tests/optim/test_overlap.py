@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heatbath.optim import KFAC, Policy, Unclipped
+from heatbath.optim import KFAC, Policy, Unclipped, renewal
 from heatbath.optim.beside import queue
 from heatbath.solvers import Cholesky, Guarded, NewtonSchulz, ThermodynamicInverse, WarmStarted
 from tests.laws import Scale, batches, fresh, network, noise, saved_and_loaded, train
@@ -138,6 +138,24 @@ def test_a_run_saved_with_something_pending_goes_on_bit_equal(solver, options, s
     for model, optimizer in ends[1:]:
         assert all(torch.equal(p, q) for p, q in zip(truth.parameters(), model.parameters(), strict=True))
         assert optimizer.report() == never.report()
+
+
+def test_a_checkpoint_asks_no_other_process(monkeypatch):
+    """One process alone may save while others go on: what processes exchange, they exchange in the next step, saved or not."""
+    calls, counts = [], []
+    monkeypatch.setattr(renewal, "is_parallel", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, **options: calls.append(tensor))  # a world of one
+    for saves in (False, True):
+        model, optimizer = build(HASTY, overlap=True, **EVERY_THIRD)
+        train(model, optimizer, batches(4))
+        assert any(stack.pending is not None for stack in optimizer.stacks)
+        calls.clear()
+        if saves:
+            optimizer.state_dict()
+        assert not calls
+        train(model, optimizer, batches(1))
+        counts.append(len(calls))
+    assert counts[0] == counts[1] > 0
 
 
 def test_what_fails_beside_keeps_its_inverse_and_gets_more_damping_when_it_is_adopted():

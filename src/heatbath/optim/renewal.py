@@ -116,7 +116,9 @@ class Renewal:
             self.tally.add_check(stack.length - len(outgrown))
         stack.failed, stack.unread, stack.misfit = stack.unread, None, None
         if stack.pending is not None:
-            stack.failed = self._adopt(stack)
+            stack.failed = self._deferred(self._adopt(stack))
+        elif stack.failed is not None and self._shared:
+            stack.failed = stack.failed.joined(stack.boost.device)
         limit = self.policy.refresh_above
         if due and (limit is None or stack.state is None):
             self._renew(stack, amount, rotate=True, scratch=bool(failed))
@@ -132,9 +134,13 @@ class Renewal:
         return bool(failed or outgrown)
 
     def settle(self, stack: Stack) -> None:
-        """Adopt now what the next visit would, which changes no step: before a checkpoint."""
+        """Adopt now what the next visit would, which changes no step: before a checkpoint.
+
+        One process alone may save, so flags are joined with those of others at the visit, where all do it.
+        """
         if stack.pending is not None:
-            stack.unread = self._adopt(stack)
+            again = self._adopt(stack)
+            stack.unread = None if again is None else Deferred(again)
 
     def _renew(self, stack: Stack, amount: float | Tensor, *, rotate: bool, scratch: bool) -> None:
         """Prepare all members."""
@@ -167,10 +173,14 @@ class Renewal:
         queued = queue(streams, device, prepare, curvature, amount, None if scratch else old)
         stack.pending = Pending(queued, index, scratch)
         if not late:
-            stack.failed = self._adopt(stack)
+            stack.failed = self._deferred(self._adopt(stack))
 
-    def _adopt(self, stack: Stack) -> Deferred | None:
-        """Judge what was prepared: a new state where it is good, the next boost; and whom to prepare again, if known."""
+    def _deferred(self, flags: Tensor | None) -> Deferred | None:
+        """Flags on their way to the host, joined with those of other processes."""
+        return None if flags is None else Deferred(flags, shared=self._shared)
+
+    def _adopt(self, stack: Stack) -> Tensor | None:
+        """Judge what was prepared: a new state where it is good, the next boost; returns whom to prepare again, if known."""
         assert stack.pending is not None
         pending, stack.pending = stack.pending, None
         state = pending.queued.join()
@@ -178,7 +188,7 @@ class Renewal:
         codes = self.solver.outcome(state)
         self.tally.add_prepared(Work(), codes, clips_of(state))
         if pending.index is not None and not same_structure(state, old):  # a machine emulated by another law: no mixing
-            return Deferred.of(list(range(stack.length)), stack.length)
+            return torch.ones_like(stack.boost, dtype=torch.bool)
         good, again = usable(codes), None
         raised = boost * self.policy.boost
         if old is not None and not pending.scratch and any(node.residual is not None for node in nodes_of(state, Inverse)):
@@ -191,7 +201,7 @@ class Renewal:
             boost, state = _put(stack.boost, boost, index), _put(stack.state, state, index)
             again = None if again is None else _put(torch.zeros_like(boost, dtype=torch.bool), again, index)
         stack.boost, stack.state = boost, state
-        return None if again is None else Deferred(again, shared=self._shared)
+        return again
 
 
 def _part(tree: Any, index: Tensor | None) -> Any:  # Any: a tree of tensors `[L, …]`
