@@ -98,7 +98,7 @@ class Renewal:
         """Whether several processes have to decide alike."""
         return self.policy.distributed and is_parallel()
 
-    def visit(self, stack: Stack, amount: float | Tensor, *, due: bool, seen: bool) -> bool:
+    def visit(self, stack: Stack, amount: float | Tensor, *, due: bool, seen: bool, new: bool = False) -> bool:
         """Do what is to be done for one stack at a step: what the step before left over, and what is due now.
 
         Args:
@@ -106,6 +106,7 @@ class Renewal:
             amount: λ.
             due: whether a refresh is due.
             seen: whether it captured at this step.
+            new: whether it holds blocks of which its state knows nothing; then it is renewed from scratch and used at once.
 
         Returns:
             Whether it was renewed, all or part of it.
@@ -120,8 +121,8 @@ class Renewal:
         elif stack.failed is not None and self._shared:
             stack.failed = stack.failed.joined(stack.boost.device)
         limit = self.policy.refresh_above
-        if due and (limit is None or stack.state is None):
-            self._renew(stack, amount, rotate=True, scratch=bool(failed))
+        if due and (new or limit is None or stack.state is None):
+            self._renew(stack, amount, rotate=True, scratch=new or bool(failed), late=not new)
             return True
         if failed or outgrown:
             self._renew_members(stack, amount, sorted({*failed, *outgrown}), scratch=bool(failed))
@@ -142,11 +143,11 @@ class Renewal:
             again = self._adopt(stack)
             stack.unread = None if again is None else Deferred(again)
 
-    def _renew(self, stack: Stack, amount: float | Tensor, *, rotate: bool, scratch: bool) -> None:
+    def _renew(self, stack: Stack, amount: float | Tensor, *, rotate: bool, scratch: bool, late: bool = True) -> None:
         """Prepare all members."""
         curvature, work = correct(stack, rotate=rotate) if self.policy.corrected else (_mean(stack), Work())
         self.tally.add_work(work)
-        self._prepare(stack, curvature, stack.boost * amount, stack.state, None, scratch)
+        self._prepare(stack, curvature, stack.boost * amount, stack.state, None, scratch, late=late)
 
     def _renew_members(self, stack: Stack, amount: float | Tensor, members: Sequence[int], *, scratch: bool) -> None:
         """Prepare some members; the others keep their state."""
@@ -158,16 +159,24 @@ class Renewal:
         self._prepare(stack, curvature, _part(stack.boost, index) * amount, old, index, scratch)
 
     def _prepare(
-        self, stack: Stack, curvature: Operator, amount: Tensor, old: Any, index: Tensor | None, scratch: bool
-    ) -> None:  # Any: a state
-        """Prepare what is damped by `amount`, and adopt it: now, or at the next visit. A first state cannot wait."""
+        self,
+        stack: Stack,
+        curvature: Operator,
+        amount: Tensor,
+        old: Any,  # Any: a state
+        index: Tensor | None,
+        scratch: bool,
+        *,
+        late: bool = True,
+    ) -> None:
+        """Prepare what is damped by `amount`; adopt it now, or at the next visit if it may be late (a first state may not)."""
 
         def prepare(curvature: Operator, amount: Tensor, previous: Any) -> Any:  # Any: states
             state, work = self.solver.prepare(self.damping(curvature, amount), previous=previous, generator=self.generator)
             self.tally.add_work(work)
             return state
 
-        late = self.policy.overlap and stack.state is not None
+        late = late and self.policy.overlap and stack.state is not None
         device = stack.boost.device
         streams = self.streams.get(device.type) if late else None
         queued = queue(streams, device, prepare, curvature, amount, None if scratch else old)
