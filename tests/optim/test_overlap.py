@@ -10,14 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from heatbath.curvature.holding import Sketch
+from heatbath.operators import random_basis
 from heatbath.optim import KFAC, Policy, Unclipped, renewal
 from heatbath.optim.beside import queue
-from heatbath.solvers import Cholesky, Guarded, NewtonSchulz, ThermodynamicInverse, WarmStarted
+from heatbath.solvers import Cholesky, Eigen, Guarded, NewtonSchulz, ThermodynamicInverse, WarmStarted
 from tests.laws import Scale, batches, fresh, network, noise, saved_and_loaded, train
 from tests.optim.reference import Reference
 from tests.optim.streams import Deaf, NoRaces, PlayedStreams, RaceError
 from tests.zoo import IDEAL
 
+CPU = torch.device("cpu")
 EVERY_THIRD: dict[str, Any] = {"factor_every": 3, "refresh_every": 3, "patience": 0}
 WARM = WarmStarted(NewtonSchulz(warm_steps=12, tolerance=1e-2))
 HASTY = WarmStarted(NewtonSchulz(warm_steps=1, tolerance=1e-9))  # most members are prepared from scratch afterwards
@@ -30,6 +33,9 @@ WAYS: dict[str, tuple[Any, dict[str, Any]]] = {
     "staggered and triggered": (Cholesky(), {**EVERY_THIRD, "stagger": True, "refresh_above": 0.05}),
     "warm-started": (WARM, EVERY_THIRD),
     "guarded": (Guarded(Cholesky()), EVERY_THIRD),
+    "eigen": (Eigen(), EVERY_THIRD),
+    "sketches": (Cholesky(), {**EVERY_THIRD, "max_dim": 2, "rank": 1}),
+    "sketches, staggered": (WARM, {**EVERY_THIRD, "max_dim": 2, "rank": 1, "stagger": True}),
     "thermodynamic": (Guarded(ThermodynamicInverse(IDEAL)), EVERY_THIRD),
 }
 
@@ -193,6 +199,9 @@ def played(streams: PlayedStreams, solver: Any, steps: int = 6, **options: Any) 
     """A run with captures, refreshes, a checkpoint and a copy, all under watch."""
     model, optimizer = build(solver, overlap=True, **options)
     optimizer._streams = {"cpu": streams}
+    for held in (held for stack in optimizer.stacks for held in (stack.sums.form.left, stack.sums.form.right)):
+        if isinstance(held, Sketch):  # Ω is kept for ever, so its memory is not used again
+            streams.record(random_basis(held.size, held.rank, torch.float64, CPU), streams.other)
     with NoRaces(streams) as watch:
         for index, (x, y) in enumerate(batches(steps)):
             optimizer.zero_grad()

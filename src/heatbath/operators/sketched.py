@@ -106,7 +106,7 @@ class Sketched(Operator):
         return Sketched(self.sketch * factor[..., None, None], self.mass * factor, self.amount * factor)
 
 
-@functools.cache  # never dropped: another stream may be reading it, and each would be made anew at every row captured
+@functools.cache  # a basis that was dropped would be made anew at each capture, and a stream may be reading it still
 def random_basis(size: int, rank: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Ω: the orthonormalized columns of a Gaussian matrix, `[n, r]`; the same for every matrix of one size.
 
