@@ -28,7 +28,7 @@ from heatbath.optim.damping import Damping
 from heatbath.optim.fallback import fallback_step
 from heatbath.optim.layout import Layout
 from heatbath.optim.observing import Seen, passed_terms, summed_terms, turned_round
-from heatbath.optim.options import check_generator, complete_group, own_parameters
+from heatbath.optim.options import at_rest, check_generator, complete_group, own_parameters
 from heatbath.optim.policy import Policy
 from heatbath.optim.proposal import Proposal, move, objective
 from heatbath.optim.renewal import Renewal, renew_averages
@@ -302,7 +302,7 @@ class NaturalGradient(CurvatureOptimizer):
             )
             return False
         captured = any(stack.sums.filled for stack in self.stacks)
-        if not captured and all(group["lr"] == 0 for group in self.param_groups):
+        if not captured and at_rest(self.param_groups, fresh=not self.state):
             if not self.state:
                 rehearse(self)
             self._forget()
