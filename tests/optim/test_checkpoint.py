@@ -129,6 +129,20 @@ def test_machines_emulated_by_different_laws_are_not_joined():
         KFAC(model, solver=ThermodynamicSolve(IDEAL)).load_state_dict(cut.state_dict())
 
 
+@pytest.mark.parametrize("saved", [{}, {"max_dim": 2, "rank": None}, {"max_dim": 2, "rank": 1}], ids=["whole", "blocks", "rank 1"])
+@pytest.mark.parametrize("here", [{}, {"max_dim": 2, "rank": None}, {"max_dim": 2, "rank": 1}], ids=["whole", "blocks", "rank 1"])
+def test_factors_that_are_held_otherwise_are_refused(saved: dict[str, Any], here: dict[str, Any]) -> None:
+    model = network()
+    one, other = (KFAC(model, policy=Policy(**limits)) for limits in (saved, here))
+    train(model, one, batches(2))
+    if saved == here:
+        other.load_state_dict(one.state_dict())
+        return
+    with pytest.raises(ValueError, match=r"build it with the Policy\(max_dim=…, rank=…\) it was saved with"):
+        other.load_state_dict(one.state_dict())
+    assert all(stack.mean is None for stack in other.stacks)
+
+
 def test_another_solver_is_refused_and_the_message_names_both():
     saved = trained().state_dict()
     message = r"saved with the solver Factorwise\(Cholesky\(\)\), this optimizer has Eigen\(\): build it with the solver"
