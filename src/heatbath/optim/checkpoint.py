@@ -179,8 +179,8 @@ def _check_form(stack: Stack, mean: Any) -> None:  # Any: None, or factors with 
         if not (same_structure(found, pack(here)) or same_structure(found, here)):
             which = "outputs" if side == "left" else "inputs"
             raise ValueError(
-                f"this optimizer holds the factor of the {which} of {stack.names[0]} as {str(held) or 'a whole'}, the state_dict "
-                "otherwise: build it with the Policy(max_dim=…, rank=…) it was saved with"
+                f"this optimizer holds the factor of the {which} of {stack.names[0]} as {str(held) or 'a whole'}, the saved "
+                "state otherwise: build it with the Policy(max_dim=…, rank=…) it was saved with"
             )
 
 
