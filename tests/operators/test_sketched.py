@@ -127,6 +127,14 @@ def test_the_basis_is_orthonormal_fixed_and_made_once():
     assert torch.equal(random_basis(N, R, torch.float64, CPU), omega)
 
 
+def test_the_basis_is_made_on_the_cpu_whatever_the_default_device():
+    random_basis.cache_clear()
+    with torch.device("meta"):
+        omega = random_basis(N, R, torch.float64, CPU)
+    random_basis.cache_clear()
+    assert torch.equal(omega, random_basis(N, R, torch.float64, CPU))
+
+
 def test_the_bits_are_those_of_splitmix64():
     """Its published first outputs for seed 0 (the reference C code of Vigna, prng.di.unimi.it/splitmix64.c)."""
     found = [int(bits) % 2**64 for bits in _mixed(torch.arange(1, 4))]

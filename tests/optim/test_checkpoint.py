@@ -105,8 +105,8 @@ def test_flags_of_members_move_with_their_blocks():
     cut, whole = (KFAC(model, policy=Policy(20, 20, stagger=stagger)) for stagger in (True, False))
     train(model, cut, batches(2))
     for number, stack in enumerate(cut.stacks):
-        stack.failed = Deferred.of([0] if number % 2 else [], stack.length)
-    flagged = {stack.names[0] for stack in cut.stacks if stack.failed.members()}
+        stack.failed = [Deferred.of([0], stack.length), Deferred.of([], stack.length), None][number % 3]
+    flagged = {stack.names[0] for stack in cut.stacks[::3]}
     whole.load_state_dict(cut.state_dict())
     assert {stack.names[i] for stack in whole.stacks for i in stack.failed.members()} == flagged
     assert all(stack.misfit is None for stack in whole.stacks)
@@ -127,6 +127,20 @@ def test_machines_emulated_by_different_laws_are_not_joined():
     train(model, cut, batches(3))
     with pytest.raises(ValueError, match="solver states differ in kind, as where machines are emulated by different laws"):
         KFAC(model, solver=ThermodynamicSolve(IDEAL)).load_state_dict(cut.state_dict())
+
+
+@pytest.mark.parametrize("saved", [{}, {"max_dim": 2, "rank": None}, {"max_dim": 2, "rank": 1}], ids=["whole", "blocks", "rank 1"])
+@pytest.mark.parametrize("here", [{}, {"max_dim": 2, "rank": None}, {"max_dim": 2, "rank": 1}], ids=["whole", "blocks", "rank 1"])
+def test_factors_that_are_held_otherwise_are_refused(saved: dict[str, Any], here: dict[str, Any]) -> None:
+    model = network()
+    one, other = (KFAC(model, policy=Policy(**limits)) for limits in (saved, here))
+    train(model, one, batches(2))
+    if saved == here:
+        other.load_state_dict(one.state_dict())
+        return
+    with pytest.raises(ValueError, match=r"build it with the Policy\(max_dim=…, rank=…\) it was saved with"):
+        other.load_state_dict(one.state_dict())
+    assert all(stack.mean is None for stack in other.stacks)
 
 
 def test_another_solver_is_refused_and_the_message_names_both():

@@ -10,14 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heatbath.optim import KFAC, Policy, Unclipped
+from heatbath.curvature.holding import Sketch
+from heatbath.operators import random_basis
+from heatbath.optim import KFAC, Policy, Unclipped, renewal
 from heatbath.optim.beside import queue
-from heatbath.solvers import Cholesky, Guarded, NewtonSchulz, ThermodynamicInverse, WarmStarted
+from heatbath.solvers import Cholesky, Eigen, Guarded, NewtonSchulz, ThermodynamicInverse, WarmStarted
 from tests.laws import Scale, batches, fresh, network, noise, saved_and_loaded, train
 from tests.optim.reference import Reference
 from tests.optim.streams import Deaf, NoRaces, PlayedStreams, RaceError
 from tests.zoo import IDEAL
 
+CPU = torch.device("cpu")
 EVERY_THIRD: dict[str, Any] = {"factor_every": 3, "refresh_every": 3, "patience": 0}
 WARM = WarmStarted(NewtonSchulz(warm_steps=12, tolerance=1e-2))
 HASTY = WarmStarted(NewtonSchulz(warm_steps=1, tolerance=1e-9))  # most members are prepared from scratch afterwards
@@ -30,6 +33,9 @@ WAYS: dict[str, tuple[Any, dict[str, Any]]] = {
     "staggered and triggered": (Cholesky(), {**EVERY_THIRD, "stagger": True, "refresh_above": 0.05}),
     "warm-started": (WARM, EVERY_THIRD),
     "guarded": (Guarded(Cholesky()), EVERY_THIRD),
+    "eigen": (Eigen(), EVERY_THIRD),
+    "sketches": (Cholesky(), {**EVERY_THIRD, "max_dim": 2, "rank": 1}),
+    "sketches, staggered": (WARM, {**EVERY_THIRD, "max_dim": 2, "rank": 1, "stagger": True}),
     "thermodynamic": (Guarded(ThermodynamicInverse(IDEAL)), EVERY_THIRD),
 }
 
@@ -140,6 +146,24 @@ def test_a_run_saved_with_something_pending_goes_on_bit_equal(solver, options, s
         assert optimizer.report() == never.report()
 
 
+def test_a_checkpoint_asks_no_other_process(monkeypatch):
+    """One process alone may save while others go on: what processes exchange, they exchange in the next step, saved or not."""
+    calls, counts = [], []
+    monkeypatch.setattr(renewal, "is_parallel", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, **options: calls.append(tensor))  # a world of one
+    for saves in (False, True):
+        model, optimizer = build(HASTY, overlap=True, **EVERY_THIRD)
+        train(model, optimizer, batches(4))
+        assert any(stack.pending is not None for stack in optimizer.stacks)
+        calls.clear()
+        if saves:
+            optimizer.state_dict()
+        assert not calls
+        train(model, optimizer, batches(1))
+        counts.append(len(calls))
+    assert counts[0] == counts[1] > 0
+
+
 def test_what_fails_beside_keeps_its_inverse_and_gets_more_damping_when_it_is_adopted():
     model = network()
     optimizer = KFAC(model, lr=0.1, policy=Policy(1, 1, 0, overlap=True))
@@ -175,6 +199,9 @@ def played(streams: PlayedStreams, solver: Any, steps: int = 6, **options: Any) 
     """A run with captures, refreshes, a checkpoint and a copy, all under watch."""
     model, optimizer = build(solver, overlap=True, **options)
     optimizer._streams = {"cpu": streams}
+    for held in (held for stack in optimizer.stacks for held in (stack.sums.form.left, stack.sums.form.right)):
+        if isinstance(held, Sketch):  # Ω is kept for ever, so its memory is not used again
+            streams.record(random_basis(held.size, held.rank, torch.float64, CPU), streams.other)
     with NoRaces(streams) as watch:
         for index, (x, y) in enumerate(batches(steps)):
             optimizer.zero_grad()

@@ -74,8 +74,7 @@ def test_warm_started_inverses_are_choleskys_to_the_tolerance_over_a_training_ru
         index, old = stack.pending.index, stack.state
         flags = adopt(self, stack)
         index = torch.arange(stack.length) if index is None else index
-        missed = torch.zeros(stack.length, dtype=torch.bool)
-        missed[[] if flags is None else flags.members()] = True
+        missed = torch.zeros(stack.length, dtype=torch.bool) if flags is None else flags
         missed = missed[index]
         for name in ("left", "right"):
             side, x = getattr(operators[-1], name), getattr(stack.state, name).operator.dense().double()[index]

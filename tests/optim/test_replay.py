@@ -56,7 +56,7 @@ def test_a_learning_rate_on_the_device_is_not_read_and_steps_as_a_number_does():
     twin = copy.deepcopy(model)
     rates = torch.tensor(0.05, dtype=torch.float64), 0.05
     for net, lr in zip((model, twin), rates, strict=True):
-        optimizer = KFAC(net, lr=lr)
+        optimizer = KFAC(net, lr=lr, policy=Policy(2, 2, 0))  # one step captures, the next does not
         for x, y in batches(3):
             optimizer.zero_grad()
             loss = F.cross_entropy(net(x), y)

@@ -200,11 +200,20 @@ def test_a_layer_that_is_called_at_odd_steps_only_is_captured_nevertheless():
     assert all(stack.ages[0] >= 5 for stack in optimizer.stacks)
 
 
-@pytest.mark.parametrize("stagger", [False, True])
-def test_a_layer_that_is_called_late_takes_no_step_by_an_inverse_that_knows_nothing_of_it(stagger):
+LATE: dict[str, dict[str, Any]] = {
+    "plain": {"stagger": False},
+    "staggered": {},
+    "overlapped": {"stagger": False, "overlap": True},
+    "triggered": {"stagger": False, "refresh_above": 0.1},
+    "all": {"overlap": True, "refresh_above": 0.1},
+}
+
+
+@pytest.mark.parametrize("options", LATE.values(), ids=LATE.keys())
+def test_a_layer_that_is_called_late_takes_no_step_by_an_inverse_that_knows_nothing_of_it(options):
     """That inverse would be 1/λ. Captured at every step and refreshed rarely, it is refreshed as soon as its rows come."""
     model = nn.ModuleList([nn.Linear(4, 3, bias=False) for _ in range(2)]).double()
-    optimizer = staggered(model, factor_every=1, refresh_every=10, stagger=stagger)
+    optimizer = staggered(model, factor_every=1, refresh_every=10, **options)
     for index, (x, y) in enumerate(batches(5)):
         optimizer.zero_grad()
         used = model if index == 4 else model[:1]

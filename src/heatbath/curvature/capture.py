@@ -37,7 +37,7 @@ from heatbath.curvature.compiled import shape_of
 from heatbath.curvature.derivatives import watch_call
 from heatbath.curvature.sites import Site
 from heatbath.curvature.views import View, source_of
-from heatbath.layers import Call, RandomState, Rows
+from heatbath.layers import Call, RandomState, Rows, without_autocast
 
 Sink = Callable[[Site, int, tuple[Rows, ...]], None]
 Shape = tuple[int, int]  # examples, positions
@@ -214,7 +214,8 @@ class Capture:
         if not self._pulling and pass_number not in self.terms and pass_number in self._shapes:
             self.terms[pass_number] = self._shapes[pass_number]
         self._returned = True
-        sink(site, pass_number, rows)
+        with without_autocast(rows[0].outputs.device):  # sums of outer products are as exact as their tensors
+            sink(site, pass_number, rows)
 
     def _trains(self, site: Site) -> bool:
         """Whether the backward pass that runs now computes the gradient of a site's parameters."""

@@ -243,6 +243,7 @@ class _Loop:
             began = time.perf_counter()
             loss = training.advance()
             self.seconds += time.perf_counter() - began
+            training.count()
             step = training.step
             measured = step % training.experiment.eval_every == 0 or step == options.steps or self._out_of_time()
             if step % options.log_every == 0 or measured:

@@ -104,10 +104,13 @@ class Training:
         else:
             self.optimizer.step()
         self.step += 1
+        return loss.detach()
+
+    def count(self) -> None:
+        """Note what the last update asked for; apart from `advance`, whose time is taken."""
         work = self.work()
         if work is not None:
             self.occasions.see(work)
-        return loss.detach()
 
     def measure(self) -> dict[str, float]:
         """The metrics on the test split."""

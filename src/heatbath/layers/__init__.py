@@ -19,5 +19,6 @@ from heatbath.layers.norm import NormRule as NormRule
 from heatbath.layers.recurrent import RecurrentCellRule as RecurrentCellRule
 from heatbath.layers.recurrent import RecurrentRule as RecurrentRule
 from heatbath.layers.replay import RandomState as RandomState
+from heatbath.layers.replay import without_autocast as without_autocast
 from heatbath.layers.rules import default_rules as default_rules
 from heatbath.layers.rules import rule_for as rule_for

@@ -9,8 +9,9 @@ does (Chen et al. 2016, arXiv 1604.06174, and `torch.utils.checkpoint`); the gen
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,11 +38,16 @@ class RandomState:
         return RandomState(host, (device, torch.get_device_module(device).get_rng_state(device)))
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:  # Any: what either manager makes
+    """Autocast off; on "meta", where shapes alone are counted, there is none."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+
+
 @contextmanager
 def replaying(random: RandomState | None, device: torch.device) -> Iterator[None]:
     """Gradients on, autocast off, and random numbers from `random` until the end of the block."""
-    available = torch.amp.is_autocast_available(device.type)  # not on "meta", where shapes alone are counted
-    with torch.enable_grad(), torch.autocast(device.type, enabled=False) if available else nullcontext():
+    with torch.enable_grad(), without_autocast(device):
         if random is None:
             yield
             return

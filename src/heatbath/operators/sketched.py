@@ -5,7 +5,7 @@ sketches as they do on matrices in full, for 2nr operations a row in place of n�
 back by Nyström's formula, stabilized by a small shift ν (Tropp, Yurtsever, Udell & Cevher 2017, arXiv 1706.05736; Frangella,
 Tropp & Udell 2021, arXiv 2110.02820): with Y' = Y + νΩ and Â = Y' (Ωᵀ Y')⁻¹ Y'ᵀ − νI within range(Y'),
 
-    0 ≤ Â ≤ A,    E tr(A − Â) ≤ (1 + p/(q − 1)) Σ_{j>p} λ_j    for all p + q = r, q ≥ 2,
+    0 ≤ Â ≤ A + νI,    E tr(A − Â) ≤ (1 + p/(q − 1)) Σ_{j>p} λ_j    for all p + q = r, q ≥ 2,
 
 λ_j the eigenvalues of A in descending order, the mean over Gaussian Ω (Halko, Martinsson & Tropp 2011, arXiv 0909.4061, theorem
 10.5, for A^½). In the factors Y' = QR and ΩᵀY' = LLᵀ that is Â = Q (Z Zᵀ − νI) Qᵀ with Z = R L⁻ᵀ; outside range(Q) the
@@ -106,12 +106,12 @@ class Sketched(Operator):
         return Sketched(self.sketch * factor[..., None, None], self.mass * factor, self.amount * factor)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.cache  # a basis that was dropped would be made anew at each capture, and a stream may be reading it still
 def random_basis(size: int, rank: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Ω: the orthonormalized columns of a Gaussian matrix, `[n, r]`; the same for every matrix of one size.
 
     It depends on nothing but its shape (no generator is asked, as no stream of torch's is promised to stay), so processes agree
-    and a checkpoint need not hold it. Made on the CPU in float64, once.
+    and a checkpoint need not hold it. Made on the CPU in float64, once, and kept, `[n, r]` for each shape, dtype and device.
 
     Args:
         size: n.
@@ -129,7 +129,7 @@ def random_basis(size: int, rank: int, dtype: torch.dtype, device: torch.device)
 def _gaussian(count: int) -> Tensor:
     """Standard normal numbers, float64, by Box & Muller (1958) from the bits of `_mixed`."""
     even = count + count % 2
-    uniform = (_mixed(torch.arange(1, even + 1)) >> 11).bitwise_and(2**53 - 1).double().add(0.5) / 2**53
+    uniform = (_mixed(torch.arange(1, even + 1, device="cpu")) >> 11).bitwise_and(2**53 - 1).double().add(0.5) / 2**53
     radius, angle = uniform.view(2, -1)
     radius = (-2 * radius.log()).sqrt()
     return torch.cat((radius * (2 * math.pi * angle).cos(), radius * (2 * math.pi * angle).sin()))[:count]

@@ -27,6 +27,7 @@ from heatbath.operators import (
     mirrored,
     nodes_of,
     pack,
+    same_structure,
     to_plain,
     unpack,
 )
@@ -140,10 +141,10 @@ def recipe(solver: Solver[Any]) -> str:  # Any: any state
 
 
 def check_layout(optimizer: NaturalGradient, plain: dict[str, Any]) -> None:  # Any: plain Python
-    """Refuse a state of another solver or model.
+    """Refuse a state of another solver or model, or with factors that are held otherwise.
 
     Raises:
-        ValueError: solvers or blocks differ; the message names them.
+        ValueError: solvers, blocks or forms differ; the message names them.
     """
     past = json.loads(plain["past"])
     if past["solver"] != recipe(optimizer.solver):
@@ -155,7 +156,9 @@ def check_layout(optimizer: NaturalGradient, plain: dict[str, Any]) -> None:  # 
     there = {name: tuple(row["domain"]) for row in past["layout"] for name in row["blocks"]}
     if same_blocks(layout(optimizer), past["layout"]):
         if _cuts(past["layout"]) != _cuts(layout(optimizer)):
-            recut(plain, optimizer.stacks)  # raises where it cannot be done
+            plain = recut(plain, optimizer.stacks)  # raises where it cannot be done
+        for stack, saved in zip(optimizer.stacks, plain["stacks"], strict=True):
+            _check_form(stack, from_plain(saved["mean"]))
         return
     differing = sorted(n for n in here.keys() | there.keys() if here.get(n) != there.get(n))
     raise ValueError(
@@ -164,6 +167,21 @@ def check_layout(optimizer: NaturalGradient, plain: dict[str, Any]) -> None:  # 
         + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
         + ("" if differing else "the same layers in other parameter groups or another order")
     )
+
+
+def _check_form(stack: Stack, mean: Any) -> None:  # Any: None, or factors with triangles in the place of matrices
+    """Refuse averages that this optimizer's sums cannot be added to."""
+    for side, held in (("left", stack.sums.form.left), ("right", stack.sums.form.right)):
+        if mean is None or held is None:
+            continue
+        found = map_tensors(lambda tensor: tensor[:1], getattr(mean, side))
+        here = held.operator(held.zeros(1, stack.dtype, torch.device("meta")))
+        if not (same_structure(found, pack(here)) or same_structure(found, here)):
+            which = "outputs" if side == "left" else "inputs"
+            raise ValueError(
+                f"this optimizer holds the factor of the {which} of {stack.names[0]} as {str(held) or 'a whole'}, the saved "
+                "state otherwise: build it with the Policy(max_dim=…, rank=…) it was saved with"
+            )
 
 
 def texts(tally: dict[str, Any]) -> dict[str, Any]:  # Any: JSON

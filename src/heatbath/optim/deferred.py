@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from heatbath.operators import upload
+
 
 class Deferred:
     """Flags of the members of a stack, copied to the host without waiting.

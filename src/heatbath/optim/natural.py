@@ -28,7 +28,7 @@ from heatbath.optim.damping import Damping
 from heatbath.optim.fallback import fallback_step
 from heatbath.optim.layout import Layout
 from heatbath.optim.observing import Seen, passed_terms, summed_terms, turned_round
-from heatbath.optim.options import check_generator, complete_group, own_parameters
+from heatbath.optim.options import at_rest, check_generator, complete_group, own_parameters
 from heatbath.optim.policy import Policy
 from heatbath.optim.proposal import Proposal, move, objective
 from heatbath.optim.renewal import Renewal, renew_averages
@@ -164,9 +164,8 @@ class NaturalGradient(CurvatureOptimizer):
         sharing = self.layout.sharing.get(site, Sharing.EXPAND)
         options: dict[str, Any] = {"pass_number": pass_number, "sharing": sharing, "again": self.capture.pull > 0}
         for (stack, place), block_rows in zip(self.layout.places[id(site)], rows, strict=True):
-            if not stack.awake:
-                continue
-            self._tally.add_work(stack.sums.add(place.index, block_rows, **options))
+            if stack.awake:
+                self._tally.add_work(stack.sums.add(place.index, block_rows, **options))
 
     @torch.compiler.disable
     def observe(self, outputs: Tensor, targets: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
@@ -188,9 +187,8 @@ class NaturalGradient(CurvatureOptimizer):
             ValueError: shapes that do not fit the likelihood.
         """
         if torch.is_grad_enabled():
-            generator = self.generator
-            look = self._seen.look
-            self._tally.add_passes(look(outputs, targets, mask, policy=self.policy, capture=self.capture, generator=generator))
+            options: dict[str, Any] = {"policy": self.policy, "capture": self.capture, "generator": self.generator}
+            self._tally.add_passes(self._seen.look(outputs, targets, mask, **options))
         return outputs
 
     def _forget(self) -> None:
@@ -229,17 +227,17 @@ class NaturalGradient(CurvatureOptimizer):
             seen: which stacks captured at this step.
         """
         renewal = Renewal.of(self)
-        self._timetable.hasten([s and self.layout.has_newcomers(stack) for s, stack in zip(seen, self.stacks, strict=True)])
+        new = [s and self.layout.has_newcomers(stack) for s, stack in zip(seen, self.stacks, strict=True)]
+        self._timetable.hasten(new)
         due = self._timetable.refreshes(self.steps)
         renewed = False
-        for stack, is_due, is_seen in zip(self.stacks, due, seen, strict=True):
+        for stack, is_due, is_seen, is_new in zip(self.stacks, due, seen, new, strict=True):
             if stack.mean is not None:
-                renewed |= renewal.visit(stack, stack.damping(self.param_groups), due=is_due, seen=is_seen)
+                amount = stack.damping(self.param_groups)
+                renewed |= renewal.visit(stack, amount, due=is_due, seen=is_seen, new=is_new)
         self._timetable.refreshed(self.steps, due)
         self._tally.refreshes += renewed
-        if not any(seen):
-            return
-        for site in self.layout.welcome():
+        for site in self.layout.welcome() if any(seen) else ():
             how = "gradients came, but through no call of the module; AdamW trains it till rows come"
             self._warn_once(f"{site.name or 'model'}: {how}")
 
@@ -304,7 +302,7 @@ class NaturalGradient(CurvatureOptimizer):
             )
             return False
         captured = any(stack.sums.filled for stack in self.stacks)
-        if not captured and all(group["lr"] == 0 for group in self.param_groups):
+        if not captured and at_rest(self.param_groups, fresh=not self.state):
             if not self.state:
                 rehearse(self)
             self._forget()

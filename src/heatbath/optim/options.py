@@ -52,6 +52,17 @@ def check_generator(generator: torch.Generator | None, model: nn.Module) -> None
         )
 
 
+def at_rest(groups: Iterable[Mapping[str, Any]], *, fresh: bool) -> bool:  # Any: torch's own type
+    """Whether all learning rates are zero, as when `torch.distributed.checkpoint` makes an optimizer allocate its state.
+
+    Args:
+        groups: parameter groups.
+        fresh: whether there is no state yet; a learning rate that is a tensor is read only then.
+    """
+    rates = [group["lr"] for group in groups]
+    return all(rate == 0 for rate in rates) if fresh else not any(isinstance(r, torch.Tensor) or r != 0 for r in rates)
+
+
 def own_parameters(model: nn.Module, group: Mapping[str, Any]) -> list[torch.Tensor]:  # Any: torch's own type
     """The parameters of a group, as a list.
 

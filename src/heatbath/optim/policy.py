@@ -31,9 +31,9 @@ class Policy:
             step later where ‖I − XM‖_F/√n, of the old inverse X and the present damped factor M, exceeds this. None: refresh
             whatever is due. Needs a solver that ends in an explicit inverse.
         overlap: prepare what is due beside the next forward and backward pass, on a CUDA stream of its own where the parameters
-            are on such a device, and use it from the next step on. On every device the steps are the same. What is due first is
-            used at once. Pays with solvers that wait for no device while they prepare: `Cholesky`, `NewtonSchulz`,
-            `WarmStarted`. Never run on a GPU.
+            are on such a device, and use it from the next step on. On every device the steps are the same. A first inverse is
+            used at once, and so is that of a stack with a layer that is called for the first time. Pays with solvers that wait
+            for no device while they prepare: `Cholesky`, `NewtonSchulz`, `WarmStarted`. Never run on a GPU.
         decay: β of the moving averages, in [0, 1).
         trust: shortens steps.
         quadratic: takes learning rate and momentum from the exact quadratic model instead of trust; None: does not.

@@ -80,17 +80,15 @@ def _sources(layout: Sequence[Row], stacks: Sequence[Stack]) -> list[list[_Sourc
 
 
 def _flags(saved: Sequence[list[int] | None], sources: Sequence[_Source]) -> list[int] | None:
-    """Members whose flag is set; None where those of a part are not known."""
+    """Members whose flag is set, none of a part of which nothing is known; None where nothing is known of any."""
     members: list[int] = []
     start = 0
     for source in sources:
         flagged = saved[source.stack]
-        if flagged is None:
-            return None
         first, end = source.members.start, source.members.stop
-        members += [start + member - first for member in flagged if first <= member < end]
+        members += [start + member - first for member in flagged or () if first <= member < end]
         start += end - first
-    return members
+    return members if any(saved[source.stack] is not None for source in sources) else None
 
 
 def _join(saved: Sequence[dict[str, Any]], sources: Sequence[_Source]) -> dict[str, Any]:  # Any: plain Python and tensors

@@ -98,7 +98,7 @@ class Renewal:
         """Whether several processes have to decide alike."""
         return self.policy.distributed and is_parallel()
 
-    def visit(self, stack: Stack, amount: float | Tensor, *, due: bool, seen: bool) -> bool:
+    def visit(self, stack: Stack, amount: float | Tensor, *, due: bool, seen: bool, new: bool = False) -> bool:
         """Do what is to be done for one stack at a step: what the step before left over, and what is due now.
 
         Args:
@@ -106,6 +106,7 @@ class Renewal:
             amount: λ.
             due: whether a refresh is due.
             seen: whether it captured at this step.
+            new: whether it holds blocks of which its state knows nothing; then it is renewed from scratch and used at once.
 
         Returns:
             Whether it was renewed, all or part of it.
@@ -116,10 +117,12 @@ class Renewal:
             self.tally.add_check(stack.length - len(outgrown))
         stack.failed, stack.unread, stack.misfit = stack.unread, None, None
         if stack.pending is not None:
-            stack.failed = self._adopt(stack)
+            stack.failed = self._deferred(self._adopt(stack))
+        elif stack.failed is not None and self._shared:
+            stack.failed = stack.failed.joined(stack.boost.device)
         limit = self.policy.refresh_above
-        if due and (limit is None or stack.state is None):
-            self._renew(stack, amount, rotate=True, scratch=bool(failed))
+        if due and (new or limit is None or stack.state is None):
+            self._renew(stack, amount, rotate=True, scratch=new or bool(failed), late=not new)
             return True
         if failed or outgrown:
             self._renew_members(stack, amount, sorted({*failed, *outgrown}), scratch=bool(failed))
@@ -132,15 +135,19 @@ class Renewal:
         return bool(failed or outgrown)
 
     def settle(self, stack: Stack) -> None:
-        """Adopt now what the next visit would, which changes no step: before a checkpoint."""
-        if stack.pending is not None:
-            stack.unread = self._adopt(stack)
+        """Adopt now what the next visit would, which changes no step: before a checkpoint.
 
-    def _renew(self, stack: Stack, amount: float | Tensor, *, rotate: bool, scratch: bool) -> None:
+        One process alone may save, so flags are joined with those of others at the visit, where all do it.
+        """
+        if stack.pending is not None:
+            again = self._adopt(stack)
+            stack.unread = None if again is None else Deferred(again)
+
+    def _renew(self, stack: Stack, amount: float | Tensor, *, rotate: bool, scratch: bool, late: bool = True) -> None:
         """Prepare all members."""
         curvature, work = correct(stack, rotate=rotate) if self.policy.corrected else (_mean(stack), Work())
         self.tally.add_work(work)
-        self._prepare(stack, curvature, stack.boost * amount, stack.state, None, scratch)
+        self._prepare(stack, curvature, stack.boost * amount, stack.state, None, scratch, late=late)
 
     def _renew_members(self, stack: Stack, amount: float | Tensor, members: Sequence[int], *, scratch: bool) -> None:
         """Prepare some members; the others keep their state."""
@@ -152,25 +159,37 @@ class Renewal:
         self._prepare(stack, curvature, _part(stack.boost, index) * amount, old, index, scratch)
 
     def _prepare(
-        self, stack: Stack, curvature: Operator, amount: Tensor, old: Any, index: Tensor | None, scratch: bool
-    ) -> None:  # Any: a state
-        """Prepare what is damped by `amount`, and adopt it: now, or at the next visit. A first state cannot wait."""
+        self,
+        stack: Stack,
+        curvature: Operator,
+        amount: Tensor,
+        old: Any,  # Any: a state
+        index: Tensor | None,
+        scratch: bool,
+        *,
+        late: bool = True,
+    ) -> None:
+        """Prepare what is damped by `amount`; adopt it now, or at the next visit if it may be late (a first state may not)."""
 
         def prepare(curvature: Operator, amount: Tensor, previous: Any) -> Any:  # Any: states
             state, work = self.solver.prepare(self.damping(curvature, amount), previous=previous, generator=self.generator)
             self.tally.add_work(work)
             return state
 
-        late = self.policy.overlap and stack.state is not None
+        late = late and self.policy.overlap and stack.state is not None
         device = stack.boost.device
         streams = self.streams.get(device.type) if late else None
         queued = queue(streams, device, prepare, curvature, amount, None if scratch else old)
         stack.pending = Pending(queued, index, scratch)
         if not late:
-            stack.failed = self._adopt(stack)
+            stack.failed = self._deferred(self._adopt(stack))
 
-    def _adopt(self, stack: Stack) -> Deferred | None:
-        """Judge what was prepared: a new state where it is good, the next boost; and whom to prepare again, if known."""
+    def _deferred(self, flags: Tensor | None) -> Deferred | None:
+        """Flags on their way to the host, joined with those of other processes."""
+        return None if flags is None else Deferred(flags, shared=self._shared)
+
+    def _adopt(self, stack: Stack) -> Tensor | None:
+        """Judge what was prepared: a new state where it is good, the next boost; returns whom to prepare again, if known."""
         assert stack.pending is not None
         pending, stack.pending = stack.pending, None
         state = pending.queued.join()
@@ -178,7 +197,7 @@ class Renewal:
         codes = self.solver.outcome(state)
         self.tally.add_prepared(Work(), codes, clips_of(state))
         if pending.index is not None and not same_structure(state, old):  # a machine emulated by another law: no mixing
-            return Deferred.of(list(range(stack.length)), stack.length)
+            return torch.ones_like(stack.boost, dtype=torch.bool)
         good, again = usable(codes), None
         raised = boost * self.policy.boost
         if old is not None and not pending.scratch and any(node.residual is not None for node in nodes_of(state, Inverse)):
@@ -191,7 +210,7 @@ class Renewal:
             boost, state = _put(stack.boost, boost, index), _put(stack.state, state, index)
             again = None if again is None else _put(torch.zeros_like(boost, dtype=torch.bool), again, index)
         stack.boost, stack.state = boost, state
-        return None if again is None else Deferred(again, shared=self._shared)
+        return again
 
 
 def _part(tree: Any, index: Tensor | None) -> Any:  # Any: a tree of tensors `[L, …]`

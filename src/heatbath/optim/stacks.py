@@ -80,7 +80,7 @@ class Stack:
         failed: members whose last preparation, started from the state before it, did not get there; None: unknown.
         misfit: members that their inverse does not fit any more; None: unknown.
         pending: what is being prepared beside the model's own passes, or None.
-        unread: what `failed` will be after the next visit, where what was pending has been adopted before it.
+        unread: what `failed` will be after the next visit, of this process alone, where what was pending is adopted already.
     """
 
     group: int
@@ -141,7 +141,7 @@ class Stack:
 
 
 @dataclass(eq=False)
-class _Pending:
+class _Draft:
     """A stack while its members are being counted."""
 
     block: Block
@@ -169,23 +169,23 @@ def build_stacks(
         parts: stacks are divided till each costs at most its share of a refresh in so many parts, if blocks are small enough;
             at most `parts` stacks more than without it.
     """
-    pending: dict[tuple[Any, ...], _Pending] = {}
+    drafts: dict[tuple[Any, ...], _Draft] = {}
     for site in sites:
         parameters = site.parameters()
         for index, block in enumerate(site.blocks):
             first = parameters[block.parameters[0]]
             dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
             kind = (block.domain, block.diagonal_inputs, block.gradient_inputs)
-            entry = pending.setdefault((kind, group_of[id(first)], dtype, first.device), _Pending(block))
+            entry = drafts.setdefault((kind, group_of[id(first)], dtype, first.device), _Draft(block))
             entry.places.append(Place(site, index, len(entry.places), entry.length))
             entry.length += block.places
     forms = {
         key: Form(entry.block, key[2], key[3], inputs_only=inputs_only, max_dim=max_dim, rank=rank)
-        for key, entry in pending.items()
+        for key, entry in drafts.items()
     }
-    costs = {key: entry.length * forms[key].cost for key, entry in pending.items()}
+    costs = {key: entry.length * forms[key].cost for key, entry in drafts.items()}
     stacks = []
-    for key, entry in _divided(pending, costs, parts):
+    for key, entry in _divided(drafts, costs, parts):
         form, (_, group, dtype, device) = forms[key], key
         spans = [place.site.blocks[place.block].places for place in entry.places]
         boost = torch.ones(entry.length, dtype=dtype, device=device)
@@ -194,15 +194,15 @@ def build_stacks(
 
 
 def _divided(
-    pending: dict[tuple[Any, ...], _Pending], costs: dict[tuple[Any, ...], float], parts: int
-) -> Iterator[tuple[tuple[Any, ...], _Pending]]:
+    drafts: dict[tuple[Any, ...], _Draft], costs: dict[tuple[Any, ...], float], parts: int
+) -> Iterator[tuple[tuple[Any, ...], _Draft]]:
     """The stacks, those that cost more than their share in `parts` cut into runs of blocks."""
     share = sum(costs.values()) / parts
-    for key, whole in pending.items():
+    for key, whole in drafts.items():
         count = min(len(whole.places), math.ceil(costs[key] / share - 1e-9)) if parts > 1 else 1
         for part in range(count):
             cut = slice(part * len(whole.places) // count, (part + 1) * len(whole.places) // count)
-            entry = _Pending(whole.block)
+            entry = _Draft(whole.block)
             for place in whole.places[cut]:
                 entry.places.append(Place(place.site, place.block, len(entry.places), entry.length))
                 entry.length += place.site.blocks[place.block].places

@@ -79,6 +79,15 @@ def test_layers_that_are_run_again_are_counted_on_shapes() -> None:
     assert_counted_as_run(Network("sequences", "", "", Sequences, sequences, F.cross_entropy), SOLVERS[0])
 
 
+@pytest.mark.parametrize("solver", [SOLVERS[2], SOLVERS[3]], ids=["inverse", "solve"])
+def test_machines_hold_factors_in_full_however_large(solver: Solver) -> None:
+    """As the published methods do; the default policy holds those above 2048 as sketches."""
+    wide = Network(
+        "wide", "", "", lambda: nn.Linear(2100, 3), lambda: (torch.rand(4, 2100), torch.zeros(4, dtype=torch.long)), F.cross_entropy
+    )
+    assert {job.cells for job in second_order_step(wide, solver).programming.jobs} == {3, 2101}
+
+
 def assert_counted_as_run(network: Network, solver: Solver) -> None:
     torch.manual_seed(0)
     model, (x, y) = network.model(), network.batch()

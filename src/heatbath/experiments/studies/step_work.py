@@ -80,7 +80,7 @@ def first_order_step(network: Network, make: Callable[[list[nn.Parameter]], torc
 
 
 def second_order_step(network: Network, solver: Solver[Any], *, passes: Work | None = None) -> StepWork:
-    """A step of K-FAC in the long run: the second refresh of a run is counted, which may start from the first.
+    """A step of K-FAC, factors in full, in the long run: its second refresh is counted, which may start from the first.
 
     Args:
         network: the shapes.
@@ -92,7 +92,7 @@ def second_order_step(network: Network, solver: Solver[Any], *, passes: Work | N
         model, batch = network.model(), network.batch()
     if passes is None:
         passes = model_work(model, network.loss, batch)
-    policy = Policy(factor_every=1, refresh_every=2, patience=0, skip=network.skip, distributed=False)
+    policy = Policy(factor_every=1, refresh_every=2, patience=0, max_dim=None, skip=network.skip, distributed=False)
     optimizer = KFAC(model, solver=solver, policy=policy)
     for refreshed in (True, False, True, False):
         before = optimizer.work
