@@ -90,7 +90,11 @@ def verdicts(workloads: dict[str, Record]) -> str:
         own, even, plain = (rows.get(name) for name in ("hb.KFAC", "hb.KFAC, staggered", "AdamW, foreach"))
         if own is None:
             continue
-        ahead = [f"{n} {r['ratio']:.2f}" for n, r in rows.items() if r["preconditions"] and "hb." not in n and r["ratio"] < own["ratio"]]
+        ahead = [
+            f"{n} {r['ratio']:.2f}"
+            for n, r in rows.items()
+            if r["preconditions"] and "hb." not in n and r["ratio"] < own["ratio"]
+        ]
         met = "met" if own["ratio"] <= found["goal"] else "missed"
         ends = [f"{row['p99']:.2f}" if row else "–" for row in (even, plain)]
         near = f"{own['ratio'] / own['floor']:.2f}"
@@ -165,11 +169,11 @@ def goals(workloads: dict[str, Record]) -> str:
 
 {verdicts(workloads)}
 
-Other goals are a ratio of at most 1.3 × the floor, no second-order peer that is cheaper, and with `stagger=True` a 99th percentile
-of steps of at most 1.5 × the median. In (c) that is missed: capturing the second convolution, whose 16,384 patches of
-289 are one product, takes about as long as the rest of a step, and is not divided. kfac-pytorch, whose
-inverses cost about as much as ours in (a), has curvature for linear layers alone and stands before SGD; `hb.KFAC` has it
-for norms and embeddings, too, and trains the rest by AdamW.
+Other goals are a ratio of at most 1.3 × the floor, no second-order peer that is cheaper, and with `stagger=True` a 99th
+percentile of steps of at most 1.5 × the median. In (c) that is missed: capturing the second convolution, whose 16,384 patches
+of 289 are one product, takes about as long as the rest of a step, and is not divided. kfac-pytorch, whose inverses cost about
+as much as ours in (a), has curvature for linear layers alone and stands before SGD; `hb.KFAC` has it for norms and
+embeddings, too, and trains the rest by AdamW.
 
 An emulated step is to cost at most 1.5 digital ones:
 
