@@ -129,8 +129,12 @@ def test_machines_emulated_by_different_laws_are_not_joined():
         KFAC(model, solver=ThermodynamicSolve(IDEAL)).load_state_dict(cut.state_dict())
 
 
-@pytest.mark.parametrize("saved", [{}, {"max_dim": 2, "rank": None}, {"max_dim": 2, "rank": 1}], ids=["whole", "blocks", "rank 1"])
-@pytest.mark.parametrize("here", [{}, {"max_dim": 2, "rank": None}, {"max_dim": 2, "rank": 1}], ids=["whole", "blocks", "rank 1"])
+@pytest.mark.parametrize(
+    "saved", [{}, {"max_dim": 2, "rank": None}, {"max_dim": 2, "rank": 1}], ids=["whole", "blocks", "rank 1"]
+)
+@pytest.mark.parametrize(
+    "here", [{}, {"max_dim": 2, "rank": None}, {"max_dim": 2, "rank": 1}], ids=["whole", "blocks", "rank 1"]
+)
 def test_factors_that_are_held_otherwise_are_refused(saved: dict[str, Any], here: dict[str, Any]) -> None:
     model = network()
     one, other = (KFAC(model, policy=Policy(**limits)) for limits in (saved, here))

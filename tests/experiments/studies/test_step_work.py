@@ -83,7 +83,12 @@ def test_layers_that_are_run_again_are_counted_on_shapes() -> None:
 def test_machines_hold_factors_in_full_however_large(solver: Solver) -> None:
     """As the published methods do; the default policy holds those above 2048 as sketches."""
     wide = Network(
-        "wide", "", "", lambda: nn.Linear(2100, 3), lambda: (torch.rand(4, 2100), torch.zeros(4, dtype=torch.long)), F.cross_entropy
+        "wide",
+        "",
+        "",
+        lambda: nn.Linear(2100, 3),
+        lambda: (torch.rand(4, 2100), torch.zeros(4, dtype=torch.long)),
+        F.cross_entropy,
     )
     assert {job.cells for job in second_order_step(wide, solver).programming.jobs} == {3, 2101}
 
