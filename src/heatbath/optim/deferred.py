@@ -53,6 +53,15 @@ class Deferred:
         self.members()  # an event cannot be copied
         return dict(self.__dict__)
 
+    def joined(self, device: torch.device) -> Deferred:
+        """Flags of this process alone joined with those of all others, each of which joins its own at the same step.
+
+        Args:
+            device: on which processes exchange them.
+        """
+        self.members()  # what is on its way has arrived
+        return Deferred(upload(self._host, device), shared=True)
+
     @staticmethod
     def of(members: list[int], length: int) -> Deferred:
         """Flags that are known already, from a checkpoint."""
