@@ -111,5 +111,5 @@ def test_a_missing_name_is_asked_for() -> None:
 
 
 def test_a_machine_that_states_no_time_to_converge_takes_fifty_time_constants() -> None:
-    assert MachineSpec(name="silent", tau=2e-6).settle_seconds == pytest.approx(1e-4)
-    assert MachineSpec(name="stated", tau=2e-6, settle_taus=7.0).settle_seconds == pytest.approx(1.4e-5)
+    assert MachineSpec(name="silent", tau=2e-6).default_settle_seconds == pytest.approx(1e-4)
+    assert MachineSpec(name="stated", tau=2e-6, settle_taus=7.0).default_settle_seconds == pytest.approx(1.4e-5)

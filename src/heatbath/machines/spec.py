@@ -29,7 +29,7 @@ def _count(help: str, low: int, high: int) -> Any:  # Any: a dataclass field
     return field(default=None, metadata={"help": help, "unit": "", "kind": int, "low": low, "high": high, "closed": True})
 
 
-SETTLE_TAUS = 50.0  # time constants to converge where none are stated: `MachineSpec.settle_seconds`
+SETTLE_TAUS = 50.0  # time constants to converge where none are stated: `MachineSpec.default_settle_seconds`
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class MachineSpec:
         return self.resistance * self.capacitance
 
     @property
-    def settle_seconds(self) -> float:
+    def default_settle_seconds(self) -> float:
         """Seconds to converge, as stated; else 50 τ, "about 50 τ" of Donatella et al. 2024 (arXiv 2405.13817)."""
         return (self.settle_taus or SETTLE_TAUS) * self.time_constant
 

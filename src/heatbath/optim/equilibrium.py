@@ -161,7 +161,7 @@ class EquilibriumPropagation:
             drives=drives,
             drive_bits=3.0 * moved * (spec.drive_bits or 32),
             read_bits=2.0 * units * (spec.read_bits or 32),
-            settle_seconds=3 * spec.settle_seconds,
+            settle_seconds=3 * spec.default_settle_seconds,
             conversions_in=3 * moved,
             conversions_out=2 * units,
         )

@@ -141,7 +141,7 @@ class TNGD(JointNaturalGradient):
 
 def relaxation(machine: Machine | Faulty, time: float | None, policy: TNGDPolicy) -> Solver[Any]:  # Any: any state
     """The solver of a policy: one reading after the time t, and the voltages after the delay."""
-    seconds = machine.spec.settle_seconds if time is None else float(time)
+    seconds = machine.spec.default_settle_seconds if time is None else float(time)
     schedule = Schedule(burn_in=seconds, duration=float(policy.delay), reads=1)
     carried = policy.start is Start.CARRIED
     inner = Full(Guarded(ThermodynamicSolve(machine, schedule, equilibrate=False, warm_start=carried)), limit=LIMIT)

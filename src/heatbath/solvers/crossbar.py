@@ -49,7 +49,7 @@ class Crossbar(Solver[Held]):
         """One read at the end of the settling time."""
         spec = self.machine.spec
         settle = self.settle_seconds
-        return Schedule(spec.settle_seconds if settle is None else settle, 0.0, reads=1)
+        return Schedule(spec.default_settle_seconds if settle is None else settle, 0.0, reads=1)
 
     def prepare(
         self, operator: Operator, *, previous: Held | None = None, generator: torch.Generator | None = None

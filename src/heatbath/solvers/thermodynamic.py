@@ -220,5 +220,5 @@ class ThermodynamicInverse(Solver[Inverse]):
 
 def default_schedule(machine: Machine | Faulty) -> Schedule:
     """The machine's stated time to converge, four fifths of it settling and one fifth analog averaging."""
-    total = machine.spec.settle_seconds
+    total = machine.spec.default_settle_seconds
     return Schedule(burn_in=0.8 * total, duration=0.2 * total)

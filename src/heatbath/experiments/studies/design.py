@@ -252,7 +252,7 @@ class Design:
         found = []
         for tau, machines in product(TIME_CONSTANTS, numbers):
             spec = with_time_constant(self._spec(precision), tau)
-            settle = precision.settle * tau / self.spec.settle_seconds
+            settle = precision.settle * tau / self.spec.default_settle_seconds
             scaled = rescaled(step, time=settle, bits=precision.bits / (self.spec.matrix_bits or 32))
             prices: Prices = step_prices(scaled, self._fleet(spec, machines))
             found.append(Candidate(tried, tau, machines, cells, prices.per_step(self.every), kept))

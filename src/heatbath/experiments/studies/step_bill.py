@@ -131,7 +131,7 @@ def by_fluctuations(step: StepWork, spec: MachineSpec, *, error: float) -> StepW
             drives=1,
             drive_bits=0.0,
             read_bits=float(job.cells * (spec.read_bits or 32) * reads),
-            settle_seconds=spec.settle_seconds,
+            settle_seconds=spec.default_settle_seconds,
             read_seconds=reads * spec.time_constant,
             conversions_in=0,
             conversions_out=job.cells * reads,
