@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from heatbath.experiments.data import digits
 from heatbath.experiments.studies.networks import NETWORKS, Network
+from heatbath.layers import symmetric_layers
 from heatbath.machines import MachineSpec
-from heatbath.optim import EquilibriumPropagation, symmetric_layers
+from heatbath.optim import EquilibriumPropagation
 
 SPEC = MachineSpec(name="m", tau=1e-6, settle_taus=40.0, matrix_bits=8, drive_bits=4, read_bits=6)
 

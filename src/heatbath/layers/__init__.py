@@ -22,3 +22,4 @@ from heatbath.layers.replay import RandomState as RandomState
 from heatbath.layers.replay import without_autocast as without_autocast
 from heatbath.layers.rules import default_rules as default_rules
 from heatbath.layers.rules import rule_for as rule_for
+from heatbath.layers.symmetric import symmetric_layers as symmetric_layers

@@ -8,7 +8,6 @@ from heatbath.optim.damping import FactoredDamping as FactoredDamping
 from heatbath.optim.damping import InputDamping as InputDamping
 from heatbath.optim.damping import LevenbergMarquardt as LevenbergMarquardt
 from heatbath.optim.equilibrium import EquilibriumPropagation as EquilibriumPropagation
-from heatbath.optim.equilibrium import symmetric_layers as symmetric_layers
 from heatbath.optim.joint import JointNaturalGradient as JointNaturalGradient
 from heatbath.optim.joint_policy import JointPolicy as JointPolicy
 from heatbath.optim.kfac import KFAC as KFAC

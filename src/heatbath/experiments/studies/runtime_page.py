@@ -27,7 +27,8 @@ from heatbath.experiments.studies.runtime_figures import (
 from heatbath.experiments.studies.step_bill import Hardware, cell_seconds, step_prices
 from heatbath.experiments.studies.step_work import rescaled
 from heatbath.experiments.studies.time_to_target import Arrival, mean_steps
-from heatbath.optim import EquilibriumPropagation, symmetric_layers
+from heatbath.layers import symmetric_layers
+from heatbath.optim import EquilibriumPropagation
 
 TIME_CONSTANTS = (1e-6, 1e-7, 1e-8, 1e-9)
 BANDWIDTHS = (50e9, 1e12)
