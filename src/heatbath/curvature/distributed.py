@@ -42,7 +42,7 @@ def join_processes(sums: Sequence[FactorSums], reduction: Reduction | None, term
     """
     counts: list[float] = []
     for each in sums:
-        _, right = each.hold()
+        left, right = each.hold()
         counted = each.terms(reduction, None if isinstance(terms, Tensor) else terms)
         for count, term, span in zip(each.counts, counted, each.spans, strict=True):
             counts += [term, *count.filled(1 if each.form.block.gradient_inputs else span)]
@@ -50,7 +50,8 @@ def join_processes(sums: Sequence[FactorSums], reduction: Reduction | None, term
         for tensor in of_gradients:
             if not isinstance(terms, Tensor) and reduction is not Reduction.SUM:
                 each.scale_terms(tensor, [float(t) ** 2 for t in counted])
-        symmetric = [t for t in (*each.of_gradients(squares=False), right) if t.ndim > 2 and t.shape[-2] == t.shape[-1]]
+        sides = ((each.form.left, left), (each.form.right, right))
+        symmetric = [total for held, total in sides if held is not None and held.symmetric]
         for tensor in (*of_gradients, *(() if each.form.block.gradient_inputs else (right,))):
             _add_up(tensor, symmetric=any(tensor is t for t in symmetric))
     if not sums:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ class Holding(ABC):
     """
 
     size: int
+    symmetric: ClassVar[bool] = True  # whether sums are matrices of which one triangle says all
 
     @property
     @abstractmethod
@@ -139,6 +141,7 @@ class Sketch(Holding):
     """
 
     rank: int
+    symmetric: ClassVar[bool] = False
 
     @property
     def cost(self) -> float:
