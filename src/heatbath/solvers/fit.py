@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -73,11 +74,7 @@ def _(state: Pieces, operator: Operator, generator: torch.Generator | None) -> T
 @misfit.register
 def _(state: Projected, operator: Operator, generator: torch.Generator | None) -> Tensor:
     if isinstance(state.inner, Watched):
-        whole = misfit(replace(state, inner=state.inner.inner), operator, generator)
-        if state.inner.fallback is None:
-            return whole
-        fallen = misfit(replace(state, inner=state.inner.fallback), operator, generator)
-        return torch.where(state.inner.outcome == Outcome.FELL_BACK.code, fallen, whole)
+        return _of_watched(state.inner, lambda inner: misfit(replace(state, inner=inner), operator, generator))
     if not isinstance(state.inner, Inverse):
         return misfit(state.inner, operator, generator)  # which says what is wrong
     return misfit(state.inverse(state.inner), operator, generator)
@@ -85,7 +82,12 @@ def _(state: Projected, operator: Operator, generator: torch.Generator | None) -
 
 @misfit.register
 def _(state: Watched, operator: Operator, generator: torch.Generator | None) -> Tensor:
-    inner = misfit(state.inner, operator, generator)
+    return _of_watched(state, lambda inner: misfit(inner, operator, generator))
+
+
+def _of_watched(state: Watched, measure: Callable[[Any], Tensor]) -> Tensor:  # Any: a state of any solver
+    """What is measured of the state in use: the fallback's for members that fell back."""
+    inner = measure(state.inner)
     if state.fallback is None:
         return inner
-    return torch.where(state.outcome == Outcome.FELL_BACK.code, misfit(state.fallback, operator, generator), inner)
+    return torch.where(state.outcome == Outcome.FELL_BACK.code, measure(state.fallback), inner)
