@@ -66,7 +66,7 @@ def test_the_transform_back_is_the_transposed_matrix_of_drives() -> None:
         torch.testing.assert_close(drives @ drives.mT, torch.eye(n, dtype=torch.float64))
         found, work = CosineVectors().inverse(answers)
         torch.testing.assert_close(found, drives.mT @ answers)
-        assert work == Work.of(elementwise(2 * n * n, round(5 * math.log2(2 * n)) + 1), 2)
+        assert work == Work.of(elementwise(2 * n * n, round(2.5 * math.log2(2 * n)) + 1), 2)
 
 
 def test_an_inverse_that_goes_too_far_falls_back_at_once_and_is_counted(generator: torch.Generator) -> None:
