@@ -17,9 +17,7 @@ against AdamW's of the same turn. Steps are timed by events in the device's own 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +30,18 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from step_contestants import CONTESTANTS, LR, STEADY, Contestant, Trainer, several, state_bytes
+from step_contestants import (
+    CONTESTANTS,
+    LR,
+    STEADY,
+    Contestant,
+    Trainer,
+    arguments,
+    read_arguments,
+    several,
+    state_bytes,
+    write,
+)
 from step_workloads import GPU_WORKLOADS, TINY_WORKLOADS, Workload
 from torch import nn
 
@@ -187,20 +196,12 @@ def draw(key: str, title: str, rows: Sequence[Record]) -> Table:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--only", nargs="+", choices=list(GPU_WORKLOADS), default=list(GPU_WORKLOADS), help="workloads")
-    parser.add_argument("--contestants", nargs="+", choices=list(ALL), default=list(ALL))
+    parser = arguments((__doc__ or "").split("\n", 1)[0], GPU_WORKLOADS, ALL, RESULTS)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--precision", choices=["bf16", "tf32"], default="bf16", help="of products in the network")
     parser.add_argument("--cycles", type=int, default=20, help="of ten steps, for each contestant")
     parser.add_argument("--tiny", action="store_true", help="networks of a few thousand parameters")
-    parser.add_argument("--kfac-pytorch", type=Path, help="a clone of kfac-pytorch")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--write", action="store_true", help="write the results as JSON")
-    options = parser.parse_args()
-    console = Console()
-    if options.kfac_pytorch is not None:
-        sys.path.insert(0, str(options.kfac_pytorch))
+    options, console = read_arguments(parser), Console()
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("no CUDA device is here: --device cpu --tiny shows that the script runs, and measures nothing")
     if options.precision == "tf32":
@@ -219,8 +220,7 @@ def main() -> None:
         record["workloads"][key] = {"title": workloads[key].title, "goal": workloads[key].goal, "rows": rows}
         console.print(draw(key, workloads[key].title, rows))
     if options.write:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write(record, options.out)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,8 @@ all: a slow one takes part in fewer rounds, and one without a cycle takes one st
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +32,17 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from step_contestants import CONTESTANTS, PACKAGES, Contestant, Trainer, state_bytes, version_of
+from step_contestants import (
+    CONTESTANTS,
+    PACKAGES,
+    Contestant,
+    Trainer,
+    arguments,
+    read_arguments,
+    state_bytes,
+    version_of,
+    write,
+)
 from step_floor import count
 from step_workloads import WORKLOADS, Workload
 
@@ -164,20 +172,12 @@ def cells(row: Record) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--only", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS), help="workloads")
-    parser.add_argument("--contestants", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
+    parser = arguments((__doc__ or "").split("\n", 1)[0], WORKLOADS, CONTESTANTS, RESULTS)
     parser.add_argument("--minutes", type=float, default=8.0, help="for all workloads together")
     parser.add_argument("--all", action="store_true", help="also contestants whose steps take minutes on a workload")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--kfac-pytorch", type=Path, help="a clone of kfac-pytorch")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--write", action="store_true", help="write the results as JSON; what was not measured is kept")
-    options = parser.parse_args()
-    console = Console()
-    if options.kfac_pytorch is not None:
-        sys.path.insert(0, str(options.kfac_pytorch))
+    options, console = read_arguments(parser), Console()
     torch.set_num_threads(options.threads)
     wanted = [BASELINE, *(name for name in options.contestants if name != BASELINE)]
     absent = [name for name in wanted if not CONTESTANTS[name].is_there()]
@@ -208,8 +208,7 @@ def main() -> None:
         record["workloads"] = dict(sorted({**record.get("workloads", {}), key: found}.items()))
         console.print(draw(key, found))
         if options.write:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            write(record, options.out)  # what was not measured is kept
 
 
 if __name__ == "__main__":

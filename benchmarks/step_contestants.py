@@ -7,9 +7,13 @@ its optimizers starts late. kfac-pytorch's source is given by its path, as it is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -258,3 +262,28 @@ def state_bytes(trainer: Trainer, model: nn.Module) -> int:
         elif hasattr(value, "__dict__") and not callable(value):
             todo.append(vars(value))
     return total
+
+
+def arguments(question: str, workloads: Iterable[str], contestants: Iterable[str], results: Path) -> argparse.ArgumentParser:
+    """What scripts that race contestants are asked alike; `read_arguments` reads them."""
+    parser = argparse.ArgumentParser(description=question)
+    parser.add_argument("--only", nargs="+", choices=list(workloads), default=list(workloads), help="workloads")
+    parser.add_argument("--contestants", nargs="+", choices=list(contestants), default=list(contestants))
+    parser.add_argument("--kfac-pytorch", type=Path, help="a clone of kfac-pytorch")
+    parser.add_argument("--out", type=Path, default=results)
+    parser.add_argument("--write", action="store_true", help="write the results as JSON")
+    return parser
+
+
+def read_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments, with kfac-pytorch found where they say it is."""
+    options = parser.parse_args()
+    if options.kfac_pytorch is not None:
+        sys.path.insert(0, str(options.kfac_pytorch))
+    return options
+
+
+def write(record: Mapping[str, Any], path: Path) -> None:  # Any: JSON values
+    """Results as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
