@@ -5,18 +5,48 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import subprocess
 import sys
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
 
 PACKAGES = ("heatbath", "torch", "numpy", "scipy", "scikit-learn")
+SOURCE = Path(__file__).resolve().parent.parent  # of the package heatbath
+UNKNOWN = "unknown"
+
+
+@lru_cache
+def commit(folder: Path = SOURCE) -> str:
+    """The git commit of the code that runs, read once in a process.
+
+    Args:
+        folder: of the package.
+
+    Returns:
+        The full hash, with " + uncommitted changes" where files of the folder differ from it; "unknown" where the folder is
+        not tracked by git, such as an installed package, or git cannot be run.
+    """
+
+    def git(*arguments: str) -> str:
+        call = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(call, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        if not git("ls-files", "--", "."):  # a virtual environment inside somebody else's checkout
+            return UNKNOWN
+        changed = git("status", "--porcelain", "--", ".")
+        return git("rev-parse", "HEAD") + (" + uncommitted changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return UNKNOWN
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that decide the numbers."""
-    found = {"python": platform.python_version()}
+    """The commit, Python and the packages that decide the numbers."""
+    found = {"commit": commit(), "python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)
