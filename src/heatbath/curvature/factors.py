@@ -11,7 +11,8 @@ examples. Since D and T count everything seen since the last collection, k micro
 every example changes nothing: damping means the same at every batch size.
 
 Vectors at observed outputs (`heatbath.curvature.fisher`) bring γ itself, in one or more pulls; only the first adds to A.
-Where rows a are gradients of examples themselves (normalization layers), B = 1 and A is scaled as B is elsewhere.
+Where rows a are gradients of examples themselves (normalization layers), B = 1 and A is scaled as B is elsewhere. Rows a
+that are one-hot vectors are counted by their sum, so that padding, which is a row of zeros, is no row.
 """
 
 from __future__ import annotations
@@ -200,7 +201,9 @@ class FactorSums:
         seen = [c.rows > 0 for c in self.counts]
         for tensor in self.of_gradients(squares=False):
             self._normalize(tensor, reduction, terms, scale)
-        if not self.form.block.gradient_inputs:
+        if self.form.block.diagonal_inputs:  # how many rows are words, not padding, is known on the device alone
+            right.div_(right.sum(-1, keepdim=True).clamp_min(1))
+        elif not self.form.block.gradient_inputs:
             rows = [t for c, span in zip(self.counts, self.spans, strict=True) for t in c.filled(span)]
             _scale_members(right, [1.0 / t if t else 0.0 for t in rows])
         factors = Kronecker(_side(self.form.left, left), _side(self.form.right, right))
