@@ -283,11 +283,12 @@ class Categorical(Likelihood):
             mass = (1 - self.label_smoothing) * mass + self.label_smoothing / rows.shape[-1]
             mass = mass if self.weight is None else mass * self.weight.to(rows)
             return mass.sum(-1, keepdim=True), rows.new_ones(*rows.shape[:2], 1)
-        kept = (targets != self.ignore_index).to(rows.dtype)
+        ignored = targets == self.ignore_index
+        kept = (~ignored).to(rows.dtype)
         if self.weight is None:
             return kept, kept
         weight = self.weight.to(rows)
-        of_target = kept * weight[targets.clamp_min(0)]
+        of_target = kept * weight[targets.masked_fill(ignored, 0)]
         smoothed = (1 - self.label_smoothing) * of_target + self.label_smoothing * kept * weight.mean()
         return smoothed, of_target
 
