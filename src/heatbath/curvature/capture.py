@@ -106,7 +106,8 @@ class Capture:
                 if site.rule.is_bilinear:
                     self._handles.append(module.register_forward_pre_hook(partial(_note_input, self), with_kwargs=True))
                 note = partial(_note_call, self, site, place)
-                self._handles.append(module.register_forward_hook(note, with_kwargs=True))
+                # first of all: a hook that was there before may change what the module returns
+                self._handles.append(module.register_forward_hook(note, with_kwargs=True, prepend=True))
 
     def connect(self, sink: Sink) -> None:
         """Deliver to `sink` from now on, through hooks that are already there (in a copy of the model)."""
@@ -331,11 +332,12 @@ def _hang(capture: Capture, site: Site, module: nn.Module, args: Any, kwargs: An
         if target.requires_grad and site.rule.is_bilinear:
             watch_call(capture, site, module, call, next(iter((*args, *kwargs.values()))), target)
         elif target.requires_grad:
-            view = View.of(target)
-            source_of(target).register_hook(lambda grad: deliver(view.read(grad)))
+            source = source_of(target)
+            view = View.of(target, source)
+            source.register_hook(lambda grad: deliver(view.read(grad)))
     elif target:
-        views = [View.of(x) for x in target]
-        sources = [source_of(x) for x in target]
+        sources = [x if site.rule.reuses(module, i) else source_of(x) for i, x in enumerate(target)]
+        views = [View.of(x, source) for x, source in zip(target, sources, strict=True)]
         torch.autograd.graph.register_multi_grad_hook(
             sources, lambda grads: deliver([v.read(g) for v, g in zip(views, grads, strict=True)])
         )

@@ -39,11 +39,13 @@ def watch_call(capture: Capture, site: Site, module: nn.Module, call: Call, take
         output: what came of it.
     """
     use = partial(Use, capture, site, module, call, capture.passes)
-    use(taken).watch(source_of(output), View.of(output))
+    source = source_of(output)
+    use(taken).watch(source, View.of(output, source))
     before, after = unpack_dual(taken).tangent, unpack_dual(output).tangent
     if before is not None and after is not None and after.requires_grad and trains_weight(site.rule, site.module):
         capture.derived = True
-        use(before, 2).watch(source_of(after), View.of(after))
+        source = source_of(after)
+        use(before, 2).watch(source, View.of(after, source))
 
 
 @dataclass(eq=False)

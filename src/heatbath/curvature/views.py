@@ -32,9 +32,8 @@ class View:
     stride: tuple[int, ...]
 
     @staticmethod
-    def of(output: Tensor) -> View:
+    def of(output: Tensor, source: Tensor) -> View:
         """Note an output's place in its source; keeps neither of them."""
-        source = source_of(output)
         if source is output:
             return View(None, ())
         offset = int(output.storage_offset() - source.storage_offset())

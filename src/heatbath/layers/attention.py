@@ -58,6 +58,9 @@ class AttentionRule(AffineRule):
     def outputs(self, module: nn.Module, output: Any) -> tuple[Tensor, ...]:  # Any: as in the base class
         return tuple(tensor for tensor in output if tensor is not None and tensor.requires_grad)
 
+    def reuses(self, module: nn.Module, index: int) -> bool:
+        return index > 0  # weights of each head are a view of those that weigh the values
+
     def draws(self, module: nn.Module) -> bool:
         assert isinstance(module, nn.MultiheadAttention)
         return module.dropout > 0

@@ -113,6 +113,10 @@ class LayerRule(ABC):
         """
         return output
 
+    def reuses(self, module: nn.Module, index: int) -> bool:
+        """Whether the module itself computes on with the tensor that its output number `index` is a view of."""
+        return False
+
     @property
     def is_bilinear(self) -> bool:
         """Whether an output is a weight applied linearly to the one input, plus a bias: then `product_rows` holds."""
