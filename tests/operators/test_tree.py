@@ -101,9 +101,36 @@ def test_trees_that_differ_have_different_structure(a, b):
 
 
 def test_two_classes_of_one_name_are_refused():
-    other = type("Dense", (), {})
-    with pytest.raises(ValueError, match=r"two tree classes are named Dense: heatbath\.operators\.dense and"):
+    other = type("Dense", (), {"__module__": "heatbath.elsewhere"})
+    with pytest.raises(ValueError, match=r"two tree classes are named heatbath\.Dense: heatbath\.operators\.dense\.Dense and"):
         tree(other)
+
+
+def test_a_class_of_another_package_may_have_one_of_our_names():
+    mine = dataclass(type("Dense", (), {"__annotations__": {"rows": torch.Tensor}, "__module__": "mylab.states"}))
+    restored = from_plain(to_plain((tree(mine)(torch.ones(2)), Dense(torch.eye(2)))))
+    assert (type(restored[0]), type(restored[1])) == (mine, Dense)
+
+
+def test_a_renamed_class_and_field_are_read_from_old_checkpoints():
+    @tree(aliases=["tests.Squashed"], renamed={"carry": "initial"})
+    @dataclass(frozen=True)
+    class Flattened:
+        initial: torch.Tensor
+
+    old = {"tree": "tests.Squashed", "fields": {"carry": torch.ones(3)}}
+    assert torch.equal(from_plain(old).initial, torch.ones(3))
+    new = to_plain(from_plain(old))
+    assert (new["tree"], list(new["fields"])) == ("tests.Flattened", ["initial"])
+
+
+def test_names_without_a_package_are_those_of_the_first_version():
+    assert isinstance(from_plain({"tree": "Dense", "fields": {"matrix": torch.eye(2)}}), Dense)
+
+
+def test_a_field_this_version_does_not_know_is_refused():
+    with pytest.raises(ValueError, match=r"the checkpoint's 'heatbath\.Dense' has colour, which this version does not know"):
+        from_plain({"tree": "heatbath.Dense", "fields": {"matrix": torch.eye(2), "colour": 1}})
 
 
 def test_what_cannot_be_saved_is_refused():

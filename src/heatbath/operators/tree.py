@@ -8,28 +8,73 @@ strings and tensors, so `torch.load(weights_only=True)` reads it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
 
 T = TypeVar("T")
-_CLASSES: dict[str, type] = {}
 
 
-def tree(cls: type[T]) -> type[T]:
-    """Class decorator: register a dataclass as a tree of tensors under its own name.
+@dataclass(frozen=True)
+class _Entry:
+    """How a class is written in checkpoints: its name, and the new names of fields that were renamed."""
+
+    kind: type
+    name: str
+    renamed: Mapping[str, str]
+
+
+_ENTRIES: dict[str, _Entry] = {}  # by name and by alias
+_NAMES: dict[type, str] = {}
+
+
+@overload
+def tree(cls: type[T], /) -> type[T]: ...
+@overload
+def tree(
+    *, name: str | None = None, aliases: Iterable[str] = (), renamed: Mapping[str, str] | None = None
+) -> Callable[[type[T]], type[T]]: ...
+def tree(
+    cls: type[T] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    aliases: Iterable[str] = (),
+    renamed: Mapping[str, str] | None = None,
+) -> type[T] | Callable[[type[T]], type[T]]:
+    """Class decorator: register a dataclass as a tree of tensors.
+
+    Its name is the format of checkpoints, so a class that is renamed keeps reading the old ones:
+
+        @tree(aliases=["heatbath.Held"], renamed={"carry": "initial"})
+
+    Args:
+        cls: the dataclass, where the decorator is used without arguments.
+        name: in checkpoints; None: its top-level package and its class name, as in `heatbath.Dense`.
+        aliases: names under which older checkpoints hold it.
+        renamed: present names of fields by the names that older checkpoints have.
 
     Raises:
-        ValueError: another class of that name is registered.
+        ValueError: another class is registered under one of the names.
     """
-    other = _CLASSES.get(cls.__name__)
-    if other is not None and other.__module__ != cls.__module__:
-        raise ValueError(f"two tree classes are named {cls.__name__}: {other.__module__} and {cls.__module__}")
-    _CLASSES[cls.__name__] = cls
-    return cls
+
+    def register(kind: type[T]) -> type[T]:
+        entry = _Entry(kind, name or f"{kind.__module__.partition('.')[0]}.{kind.__name__}", renamed or {})
+        for each in (entry.name, *aliases):
+            other = _ENTRIES.get(each)
+            if other is not None and (other.kind.__module__, other.kind.__qualname__) != (kind.__module__, kind.__qualname__):
+                raise ValueError(
+                    f"two tree classes are named {each}: {other.kind.__module__}.{other.kind.__qualname__} and "
+                    f"{kind.__module__}.{kind.__qualname__}; give one of them another name: @tree(name=...)"
+                )
+            _ENTRIES[each] = entry
+        _NAMES[kind] = entry.name
+        return kind
+
+    return register if cls is None else register(cls)
 
 
 def map_tensors(fn: Callable[..., Tensor], value: T, *others: T) -> T:
@@ -44,7 +89,7 @@ def map_tensors(fn: Callable[..., Tensor], value: T, *others: T) -> T:
     """
     if isinstance(value, Tensor):
         return fn(value, *others)  # type: ignore[return-value]  # T is Tensor here
-    if is_dataclass(value) and type(value).__name__ in _CLASSES:
+    if type(value) in _NAMES:
         parts = {f.name: map_tensors(fn, getattr(value, f.name), *(getattr(o, f.name) for o in others)) for f in fields(value)}
         return type(value)(**parts)  # type: ignore[misc]  # T is an instance of a registered class
     if isinstance(value, tuple):
@@ -75,7 +120,7 @@ def same_structure(a: Any, b: Any) -> bool:  # Any: a recursive sum type
         return False
     if isinstance(a, Tensor):
         return a.shape == b.shape
-    if is_dataclass(a) and type(a).__name__ in _CLASSES:
+    if type(a) in _NAMES:
         return all(same_structure(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
     if isinstance(a, tuple):
         return len(a) == len(b) and all(same_structure(x, y) for x, y in zip(a, b, strict=True))
@@ -88,7 +133,7 @@ def nodes_of(value: Any, kind: type[T]) -> Iterator[T]:  # Any: a recursive sum 
     """All nodes of a class in a tree, those within them left out."""
     if isinstance(value, kind):
         yield value
-    elif is_dataclass(value) and type(value).__name__ in _CLASSES:
+    elif type(value) in _NAMES:
         for f in fields(value):
             yield from nodes_of(getattr(value, f.name), kind)
     elif isinstance(value, tuple | dict):
@@ -101,9 +146,9 @@ def exchange(value: Any, fn: Callable[[Any], Any]) -> Any:  # Any: a recursive s
     new = fn(value)
     if new is not value:
         return new
-    if is_dataclass(value) and type(value).__name__ in _CLASSES:
+    if type(value) in _NAMES:
         parts = {f.name: exchange(getattr(value, f.name), fn) for f in fields(value)}
-        return _CLASSES[type(value).__name__](**parts)
+        return type(value)(**parts)
     if isinstance(value, tuple):
         return tuple(exchange(v, fn) for v in value)
     return {k: exchange(v, fn) for k, v in value.items()} if isinstance(value, dict) else value
@@ -111,8 +156,8 @@ def exchange(value: Any, fn: Callable[[Any], Any]) -> Any:  # Any: a recursive s
 
 def to_plain(value: Any) -> Any:  # Any: a recursive sum type
     """Turn a tree into dicts, lists, numbers, strings and tensors; `from_plain` is the inverse."""
-    if is_dataclass(value) and type(value).__name__ in _CLASSES:
-        return {"tree": type(value).__name__, "fields": {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}}
+    if type(value) in _NAMES:
+        return {"tree": _NAMES[type(value)], "fields": {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}}
     if isinstance(value, tuple):
         return {"tuple": [to_plain(v) for v in value]}
     if isinstance(value, dict):
@@ -126,7 +171,7 @@ def from_plain(plain: Any) -> Any:  # Any: a recursive sum type
     """Rebuild a tree from `to_plain`.
 
     Raises:
-        ValueError: the checkpoint names a class this version does not know.
+        ValueError: the checkpoint names a class, or a field of it, that this version does not know.
     """
     if not isinstance(plain, dict):
         return plain
@@ -134,6 +179,12 @@ def from_plain(plain: Any) -> Any:  # Any: a recursive sum type
         return tuple(from_plain(v) for v in plain["tuple"])
     if "dict" in plain:
         return {k: from_plain(v) for k, v in plain["dict"].items()}
-    if plain.get("tree") not in _CLASSES:
-        raise ValueError(f"the checkpoint holds a {plain.get('tree')!r}, which this version of heatbath does not know")
-    return _CLASSES[plain["tree"]](**{k: from_plain(v) for k, v in plain["fields"].items()})
+    name = plain.get("tree")
+    entry = _ENTRIES.get(str(name)) or _ENTRIES.get(f"heatbath.{name}")  # version 0.1 wrote bare class names
+    if entry is None:
+        raise ValueError(f"the checkpoint holds a {name!r}, which this version of heatbath does not know")
+    values = {entry.renamed.get(k, k): from_plain(v) for k, v in plain["fields"].items()}
+    unknown = values.keys() - {f.name for f in fields(entry.kind)}
+    if unknown:
+        raise ValueError(f"the checkpoint's {name!r} has {', '.join(sorted(unknown))}, which this version does not know")
+    return entry.kind(**values)
