@@ -77,6 +77,10 @@ def tree(
     return register if cls is None else register(cls)
 
 
+def _field_names(value: Any) -> list[str]:  # Any: an instance of a registered class
+    return [f.name for f in fields(value)]
+
+
 def map_tensors(fn: Callable[..., Tensor], value: T, *others: T) -> T:
     """Apply `fn` to the matching tensors of trees of one structure; everything else is taken from the first.
 
@@ -90,8 +94,9 @@ def map_tensors(fn: Callable[..., Tensor], value: T, *others: T) -> T:
     if isinstance(value, Tensor):
         return fn(value, *others)  # type: ignore[return-value]  # T is Tensor here
     if type(value) in _NAMES:
-        parts = {f.name: map_tensors(fn, getattr(value, f.name), *(getattr(o, f.name) for o in others)) for f in fields(value)}
-        return type(value)(**parts)  # type: ignore[misc]  # T is an instance of a registered class
+        return type(value)(
+            **{n: map_tensors(fn, getattr(value, n), *(getattr(o, n) for o in others)) for n in _field_names(value)}
+        )
     if isinstance(value, tuple):
         return tuple(map_tensors(fn, v, *(o[i] for o in others)) for i, v in enumerate(value))  # type: ignore[return-value, index]  # T is tuple
     if isinstance(value, dict):
@@ -121,7 +126,7 @@ def same_structure(a: Any, b: Any) -> bool:  # Any: a recursive sum type
     if isinstance(a, Tensor):
         return a.shape == b.shape
     if type(a) in _NAMES:
-        return all(same_structure(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
+        return all(same_structure(getattr(a, n), getattr(b, n)) for n in _field_names(a))
     if isinstance(a, tuple):
         return len(a) == len(b) and all(same_structure(x, y) for x, y in zip(a, b, strict=True))
     if isinstance(a, dict):
@@ -134,8 +139,8 @@ def nodes_of(value: Any, kind: type[T]) -> Iterator[T]:  # Any: a recursive sum 
     if isinstance(value, kind):
         yield value
     elif type(value) in _NAMES:
-        for f in fields(value):
-            yield from nodes_of(getattr(value, f.name), kind)
+        for name in _field_names(value):
+            yield from nodes_of(getattr(value, name), kind)
     elif isinstance(value, tuple | dict):
         for part in value.values() if isinstance(value, dict) else value:
             yield from nodes_of(part, kind)
@@ -147,7 +152,7 @@ def exchange(value: Any, fn: Callable[[Any], Any]) -> Any:  # Any: a recursive s
     if new is not value:
         return new
     if type(value) in _NAMES:
-        parts = {f.name: exchange(getattr(value, f.name), fn) for f in fields(value)}
+        parts = {n: exchange(getattr(value, n), fn) for n in _field_names(value)}
         return type(value)(**parts)
     if isinstance(value, tuple):
         return tuple(exchange(v, fn) for v in value)
@@ -157,7 +162,7 @@ def exchange(value: Any, fn: Callable[[Any], Any]) -> Any:  # Any: a recursive s
 def to_plain(value: Any) -> Any:  # Any: a recursive sum type
     """Turn a tree into dicts, lists, numbers, strings and tensors; `from_plain` is the inverse."""
     if type(value) in _NAMES:
-        return {"tree": _NAMES[type(value)], "fields": {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}}
+        return {"tree": _NAMES[type(value)], "fields": {n: to_plain(getattr(value, n)) for n in _field_names(value)}}
     if isinstance(value, tuple):
         return {"tuple": [to_plain(v) for v in value]}
     if isinstance(value, dict):
