@@ -17,11 +17,12 @@ from heatbath.experiments.comparison import (
     find_records,
     machines_of,
     predict,
+    predict_mean,
     summarize,
 )
 from heatbath.experiments.training import Training
-from heatbath.work import Work
-from tests.experiments import tasks
+from heatbath.work import Job, Work
+from tests.experiments import hand, tasks
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +157,74 @@ def test_records_are_found_in_subfolders_once(tmp_path: Path) -> None:
         tasks.train(tmp_path / "runs" / name, steps=1)
     found = find_records([tmp_path / "runs", tmp_path / "runs" / "a" / "run.jsonl"])
     assert [record.path.parent.name for record in found] == ["a", "b"]
+
+
+UNEVEN = {10: (0.6, 5.0), 20: (0.5, 6.0), 40: (0.2, 8.0)}  # five refreshes in ten steps, then fewer
+
+
+def test_time_to_a_target_is_the_price_of_the_work_until_then() -> None:
+    """Five visits of a second until step 10, six until 20, eight until 40: a share of the run would be 2, 4 and 8 s."""
+    run = hand.record(1, UNEVEN)
+    for step, seconds in ((0, 0.0), (10, 5.0), (20, 6.0), (40, 8.0)):
+        bill = predict(run, until=step)
+        assert bill is not None and bill.seconds == pytest.approx(seconds)
+    assert predict(run) == predict(run, until=40)
+    with pytest.raises(ValueError, match=r"no work at step 15, only at 10, 20, 40"):
+        predict(run, until=15)
+
+
+def test_mean_time_to_a_target_is_over_each_seeds_own_step() -> None:
+    runs = [hand.record(1, UNEVEN), hand.record(2, UNEVEN)]
+    bill = predict_mean(runs, [10, 40])
+    assert bill is not None and bill.seconds == pytest.approx((5 + 8) / 2)
+    assert predict_mean(runs, [10, None]) is None
+    assert predict_mean([], []) is None
+
+
+def test_every_column_of_the_comparison_is_what_a_record_by_hand_says() -> None:
+    plain = hand.record(1, {40: (0.7, 0)}, choice=hand.PLAIN, seconds=2.0)
+    table = hand.cells(comparison_table([hand.record(1, UNEVEN), plain]))
+    assert table == {
+        "K-FAC, thermodynamic inverse (hand)": {
+            "steps to target": "20",
+            "final test error": "0.2",
+            "steps": "40",
+            "seconds here": "10.00 s",
+            "predicted to target": "6 s",
+            "predicted seconds": "8 s",
+            "of it analog": "8 s",
+        },
+        "AdamW": {
+            "steps to target": "not reached",
+            "final test error": "0.7",
+            "steps": "40",
+            "seconds here": "2.00 s",
+            "predicted to target": "–",
+            "predicted seconds": "0 s",
+            "of it analog": "–",
+        },
+    }
+
+
+@pytest.mark.parametrize(("copies", "sent"), [(1, 100 + 2 * 4), (2, 2 * 4)])
+def test_matrices_that_share_a_machine_are_sent_again_at_every_solve(copies: int, sent: int) -> None:
+    """Two matrices, sent at four refreshes, solved with in each of 54 steps: 54 · 2 visits, of which 8 follow a programming."""
+    upload, solve = Job("hand", 4, upload_bits=16e6), Job("hand", 4, drives=1, settle_seconds=1.0)  # 16 s to send one
+    work = Work(jobs={upload: 8, solve: 108})
+    occasions = Work(jobs={upload: 4, solve: 54})
+    run = hand.record(1, {54: (0.5, 1.0)})
+    run.rows[-1].update(work=work.to_json(), occasions=occasions.to_json())
+    bill = predict(run, copies=copies)
+    assert bill is not None
+    assert bill.seconds_by_part["upload"] == pytest.approx(16 * sent / copies)
+    assert bill.seconds_by_part["settle"] == pytest.approx(108 / copies)
+
+
+def test_inverses_are_sent_once_however_few_machines_there_are() -> None:
+    upload, invert = Job("hand", 4, upload_bits=16e6), Job("hand", 4, drives=4, settle_seconds=1.0)
+    run = hand.record(1, {54: (0.5, 1.0)})
+    for name, count in (("work", 8), ("occasions", 4)):
+        run.rows[-1][name] = Work(jobs={upload: count, invert: count}).to_json()
+    bill = predict(run)
+    assert bill is not None
+    assert bill.seconds_by_part == {**bill.seconds_by_part, "upload": pytest.approx(16 * 8), "settle": pytest.approx(4 * 8)}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -8,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from heatbath.experiments import Hyper, Record, RunFiles, RunOptions, choose, run
-from heatbath.experiments.report import render_report, write_report
+from heatbath.experiments.bill_split import bill_tables
+from heatbath.experiments.groups import group
+from heatbath.experiments.report import _results, render_report, write_report
 from tests.browser import browser, needs_chromium
-from tests.experiments import tasks
+from tests.experiments import hand, tasks
 
 VOID = {"meta", "br", "link", "img", "hr"}
 
@@ -176,3 +179,49 @@ def test_the_browser_notices_what_is_wrong_with_a_page(tmp_path: Path) -> None:
         assert len(chromium.complaints) == 3
         assert chromium.evaluate("document.documentElement.scrollWidth") >= 900
         assert chromium.evaluate(CONTRAST) < 2
+
+
+def test_every_column_of_the_results_is_what_records_by_hand_say() -> None:
+    """Three seeds, of which one reaches the target earlier; refreshes are denser at first, so shares of the run would mislead.
+
+    Steps 10, 20, 20 cost 5, 6 and 6 s, whole runs 8 s; t(97.5 %, 2 degrees of freedom) is 4.303 in printed tables.
+    """
+    errors = [(0.5, 0.4, 0.1), (0.6, 0.5, 0.2), (0.6, 0.5, 0.3)]
+    runs = [
+        hand.record(seed, {10: (a, 5), 20: (b, 6), 40: (c, 8)}, seconds=10.0 * seed)
+        for seed, (a, b, c) in enumerate(errors, start=1)
+    ]
+    plain = [hand.record(seed, {40: (0.7, 0)}, choice=hand.PLAIN) for seed in (1, 2)]
+    table = _results(group([*runs, *plain]))
+    half = 4.303 * 0.1 / math.sqrt(3)
+    assert hand.cells((table.head, table.rows)) == {
+        "K-FAC, thermodynamic inverse (hand)": {
+            "seeds": "1, 2, 3",
+            "steps to target": "10 to 20",
+            "final test error": f"0.2 ± {half:.2g}",
+            "final test loss": f"0.4 ± {2 * half:.2g}",
+            "steps": "40",
+            "seconds here": "20 s",
+            "predicted time, run": "8 s",
+            "predicted time to target": "5.67 s",
+        },
+        "AdamW": {
+            "seeds": "1, 2",
+            "steps to target": "not reached",
+            "final test error": "0.7, every seed",
+            "final test loss": "1.4, every seed",
+            "steps": "40",
+            "seconds here": "10 s",
+            "predicted time, run": "0 s",
+            "predicted time to target": "–",
+        },
+    }
+
+
+def test_the_table_of_parts_is_that_of_one_step_of_a_record_by_hand() -> None:
+    runs = [hand.record(1, {10: (0.5, 5), 40: (0.2, 8)}), hand.record(2, {10: (0.5, 5), 40: (0.2, 10)})]
+    (one,) = group(runs)
+    bill = one.bill()
+    assert bill is not None
+    table = bill_tables([(one.title, bill)])["Predicted time of one step"]
+    assert (table.head, table.rows) == (["optimizer", "settle", "total"], [[one.title, "225 ms", "225 ms"]])  # 9 s / 40

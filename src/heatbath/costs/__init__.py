@@ -17,3 +17,4 @@ from heatbath.costs.presets import h100_bf16 as h100_bf16
 from heatbath.costs.presets import probe_cpu as probe_cpu
 from heatbath.costs.presets import this_cpu as this_cpu
 from heatbath.costs.price import price as price
+from heatbath.costs.reprogramming import send_again as send_again

@@ -6,7 +6,8 @@ refresh) is priced as the average of these k steps, since stacks are batched wit
     predicted = Σ_k k · price(work_k / k)
 
 with the digital kernels on one accelerator and the analog jobs on the run's own machine. It says nothing about the time here,
-where the machine is emulated.
+where the machine is emulated. Time to a target is the price of the work counted up to the step at which the target was reached.
+It is no share of the time of the run: refreshes are more frequent at first. Every table takes both from `predict`.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from heatbath.costs import Bill, Digital, h100, price, with_unit
+from heatbath.costs import Bill, Digital, h100, price, send_again, with_unit
 from heatbath.experiments.choice import Choice
 from heatbath.experiments.counting import split_by_occasions
 from heatbath.experiments.experiment import Experiment
-from heatbath.experiments.records import Record, RunFiles, read_record
+from heatbath.experiments.records import Record, Row, RunFiles, read_record
 from heatbath.experiments.runner import RunOptions, Watcher, run
 from heatbath.machines import MachineSpec, spec_from
+from heatbath.work import Work
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Summary:
         steps: how many were made.
         seconds: training time here.
         bill: predicted for the whole run; None if it cannot be priced.
+        to_target: predicted up to the step at the target; None if it never was there or cannot be priced.
         ended: how it ended.
     """
 
@@ -45,6 +48,7 @@ class Summary:
     steps: int
     seconds: float
     bill: Bill | None
+    to_target: Bill | None
     ended: str
 
 
@@ -109,36 +113,72 @@ def machines_of(record: Record) -> dict[str, MachineSpec]:
     return {spec.name: spec}
 
 
-def predict(record: Record, *, digital: Digital | None = None, copies: int = 1) -> Bill | None:
-    """Predicted bill of a run up to its last measured step; None before the first step.
+def predict(record: Record, *, until: int | None = None, digital: Digital | None = None, copies: int = 1) -> Bill | None:
+    """Predicted bill of a run up to one of its measured steps; None before the first step, or where work is not counted.
 
     Args:
         record: of the run; an old one without occasions is priced as if all its work were spread evenly over its steps, which
             loses the batching of what is refreshed rarely.
+        until: a measured step, whose row holds all work so far, however unevenly it was spread; None: the last.
         digital: who does the kernels; None: an H100.
-        copies: machines of each kind. What runs in the same steps runs on them side by side.
+        copies: machines of each kind. What runs in the same steps runs on them side by side. Where they are fewer than the
+            matrices that are solved with in a step, each visit that follows no refresh sends its matrix again.
+
+    Raises:
+        ValueError: a step that was not measured.
     """
+    if until == 0:
+        return Bill()
     rows = [row for row in record.measured if row["step"] > 0 and "work" in row]
     if not rows:
         return None
-    work, occasions = record.work(rows[-1]), record.occasions(rows[-1])
-    parts = [(work, rows[-1]["step"])] if occasions is None else split_by_occasions(work, occasions)
+    row = rows[-1] if until is None else next((row for row in rows if row["step"] == until), None)
+    if row is None:
+        raise ValueError(f"{record.path} has no work at step {until}, only at {', '.join(str(row['step']) for row in rows)}")
     digital, machines = digital or h100(), machines_of(record)
-    bills = (price(part * (1 / k), digital=digital, machines=machines, copies=copies) * k for part, k in parts)
+    bills = (
+        price(part * (1 / k), digital=digital, machines=machines, copies=copies) * k for part, k in _parts(record, row, copies)
+    )
     return sum(bills, Bill())
+
+
+def _parts(record: Record, row: Row, copies: int) -> list[tuple[Work, float]]:
+    """Work up to a row, by the number of steps in which it was asked for."""
+    work, occasions = record.work(row), record.occasions(row)
+    if occasions is None:
+        steps = float(row["step"])
+        occasions = Work(dict.fromkeys(work.kernels, steps), dict.fromkeys(work.jobs, steps))
+    drives = Work(jobs={job: count for job, count in work.jobs.items() if job.drives})
+    if copies < sum(count / occasions.jobs[job] for job, count in drives.jobs.items()):
+        programming = Work(jobs={job: count for job, count in work.jobs.items() if not job.drives})
+        sending = send_again(drives, programming, already=programming)
+        held = {replace(job, upload_bits=0.0): job for job in drives.jobs}
+        times = {job: occasions.jobs[held[replace(job, upload_bits=0.0)]] for job in sending.jobs}
+        work = Work(work.kernels, {**programming.jobs, **sending.jobs})
+        occasions = Work(occasions.kernels, {**occasions.jobs, **times})
+    return split_by_occasions(work, occasions)
+
+
+def predict_mean(records: Sequence[Record], steps: Sequence[int | None]) -> Bill | None:
+    """Mean predicted bill of runs, each up to a step of its own; None if one has no such step, or cannot be priced."""
+    bills = [None if step is None else predict(record, until=step) for record, step in zip(records, steps, strict=True)]
+    known = [bill for bill in bills if bill is not None]
+    return sum(known, Bill()) * (1 / len(known)) if known and len(known) == len(bills) else None
 
 
 def summarize(record: Record) -> Summary:
     """A run in one line."""
     reached = record.reached()
+    at_target = None if reached is None else int(reached["step"])
     measured = [row["metrics"].get(record.target.metric) for row in record.measured]
     return Summary(
         title=record.title,
-        steps_to_target=None if reached is None else reached["step"],
+        steps_to_target=at_target,
         final=measured[-1] if measured else None,
         steps=record.rows[-1]["step"] if record.rows else 0,
         seconds=record.rows[-1]["seconds"] if record.rows else 0.0,
         bill=predict(record),
+        to_target=predict_mean([record], [at_target]),
         ended=record.ended,
     )
 
@@ -190,6 +230,7 @@ def comparison_table(records: Sequence[Record]) -> tuple[list[str], list[list[st
         f"final {target.metric}",
         "steps",
         "seconds here",
+        "predicted to target",
         "predicted seconds",
         "of it analog",
     ]
@@ -205,9 +246,19 @@ def _cells(summary: Summary) -> list[str]:
         "–" if summary.final is None else f"{summary.final:.4g}",
         f"{summary.steps}" + ("" if summary.ended == "finished" else f" ({summary.ended})"),
         f"{summary.seconds:.2f} s",
-        "–" if bill is None else ("≥ " if bill.unstated_seconds else "") + with_unit(bill.seconds, "s"),
+        seconds_text(summary.to_target),
+        seconds_text(bill),
         "–" if not analog else with_unit(analog, "s"),
     ]
+
+
+def seconds_text(bill: Bill | None) -> str:
+    """Predicted seconds in a table: a lower bound where something is not stated.
+
+    >>> seconds_text(Bill({"settle": 0.25}, unstated_seconds=frozenset({"convert"}))), seconds_text(None)
+    ('≥ 250 ms', '–')
+    """
+    return "–" if bill is None else ("≥ " if bill.unstated_seconds else "") + with_unit(bill.seconds, "s")
 
 
 def data_lines(records: Sequence[Record]) -> list[str]:

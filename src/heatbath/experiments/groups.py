@@ -17,7 +17,7 @@ from typing import Any
 from scipy.stats import t as student
 
 from heatbath.costs import Bill
-from heatbath.experiments.comparison import predict
+from heatbath.experiments.comparison import predict, predict_mean
 from heatbath.experiments.experiment import Target
 from heatbath.experiments.records import Record
 
@@ -61,6 +61,10 @@ class Group:
         rows = [record.reached() for record in self.records]
         return [None if row is None else row["step"] for row in rows]
 
+    def bill_to_target(self) -> Bill | None:
+        """Predicted bill up to the target, mean over runs; None if one was never there, or cannot be priced."""
+        return predict_mean(self.records, self.reached())
+
     def bill(self) -> Bill | None:
         """Predicted bill of one step, mean over runs; None if a run has none."""
         bills = []
@@ -70,6 +74,11 @@ class Group:
                 return None
             bills.append(bill * (1 / record.measured[-1]["step"]))
         return sum(bills, Bill()) * (1 / len(bills))
+
+    def bill_of_run(self) -> Bill | None:
+        """Predicted bill of a whole run up to its last measurement, mean over runs; None if a run has none."""
+        ends = [record.measured[-1]["step"] if record.measured else None for record in self.records]
+        return predict_mean(self.records, ends)
 
 
 def group(records: Sequence[Record]) -> list[Group]:

@@ -7,9 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from heatbath.costs import with_unit
 from heatbath.experiments.bill_split import bill_pictures, bill_tables
-from heatbath.experiments.comparison import check_comparable, data_lines
+from heatbath.experiments.comparison import check_comparable, data_lines, seconds_text
 from heatbath.experiments.faults import faults_table
 from heatbath.experiments.groups import Group, group, interval_text, steps_text
 from heatbath.experiments.page_parts import Picture, Table, pictures_html
@@ -122,7 +121,8 @@ def _results(groups: Sequence[Group]) -> Table:
         "± is the 95 % interval of the mean over seeds (Student's t). Steps to target are from the fastest to the slowest "
         "seed, to the nearest measurement. “Seconds here” is training time on this computer, where machines are emulated. "
         "“Predicted” prices counted work: digital kernels on one NVIDIA H100, analog jobs on one machine of the run's own "
-        "specification; ≥ where something is not stated. “To target” is that of one step times the mean of the steps."
+        "specification; ≥ where something is not stated. “To target” is the price of the work counted up to each seed's "
+        "own step at the target; – where a seed was never there."
     )
     return Table([*head, "predicted time, run", "predicted time to target"], rows, note)
 
@@ -138,20 +138,9 @@ def _cells(one: Group, metrics: Sequence[str]) -> list[str]:
         *(interval_text(one.final(metric), missing=diverged) for metric in metrics),
         (f"{made[0]} to {made[-1]}" if len(made) > 1 else f"{made[0]}") + (f" ({', '.join(ends)})" if ends else ""),
         f"{sum(seconds) / len(seconds):.3g} s",
-        *_predicted(one),
+        seconds_text(one.bill_of_run()),
+        seconds_text(one.bill_to_target()),
     ]
-
-
-def _predicted(one: Group) -> tuple[str, str]:
-    """Predicted seconds of the run, and to the target where every seed reached it."""
-    bill, reached = one.bill(), [step for step in one.reached() if step is not None]
-    if bill is None:
-        return "–", "–"
-    bound = "≥ " if bill.unstated_seconds else ""
-    run = bound + with_unit(bill.seconds * one.steps, "s")
-    if len(reached) < len(one.records):
-        return run, "–"
-    return run, bound + with_unit(bill.seconds * sum(reached) / len(reached), "s")
 
 
 def _bills(groups: Sequence[Group], command: str) -> list[str]:

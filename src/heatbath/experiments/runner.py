@@ -182,7 +182,7 @@ class _Loop:
         self.recent = [tuple(pair) for pair in checkpoint["recent"]]
         self.writer = RecordWriter(self.files.record, None)
         self._tell("start", header, self.training.step)
-        self._event("resumed", f"from step {self.training.step} by: {header['command']}")
+        self._event("resumed", f"from step {self.training.step} by: {header['command']}; commit {header['versions']['commit']}")
 
     def fail(self, error: Exception) -> None:
         """Leave the reason in the record, if it can still be written."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,10 @@ from heatbath.experiments import Choice, Experiment, Hyper, Record
 from heatbath.experiments.data import Dataset, Source
 from heatbath.experiments.studies import Convergence, Outcome, convergence_page
 from heatbath.experiments.studies.convergence import BASELINE_AXES, DIGITAL_AXES
-from heatbath.experiments.studies.convergence_page import steps_to_level
+from heatbath.experiments.studies.convergence_page import _findings, _plain, _results, steps_to_level
+from heatbath.experiments.studies.searches import spread, trials_csv, tuning_table
 from heatbath.experiments.tuned import Tuned, score
-from tests.experiments import tasks
+from tests.experiments import hand, tasks
 
 STUDY = Convergence(tasks.experiment, steps=6, seeds=2, bits=(10,), eval_every=2)
 
@@ -209,3 +211,81 @@ def test_a_page_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     page = Page("x", [], [], {}, [], {}, {})
     with pytest.raises(OSError, match=r"cannot write the page in .*choose another with --out"):
         page.write(tmp_path / "file" / "folder")
+
+
+def by_hand() -> list[Outcome]:
+    """Two seeds: the baseline ends at 0.5 and 0.4, K-FAC is there at steps 20 and 30, after 6 and 7 of its 8 visits."""
+    kfac = [
+        hand.record(1, {10: (0.6, 5), 20: (0.5, 6), 30: (0.4, 7), 40: (0.2, 8)}, seconds=30.0),
+        hand.record(2, {10: (0.7, 5), 20: (0.6, 6), 30: (0.4, 7), 40: (0.3, 8)}, seconds=50.0),
+    ]
+    ends = {1: 0.5, 2: 0.4}
+    plain = [
+        hand.record(s, {10: (0.9, 0), 20: (0.8, 0), 30: (0.7, 0), 40: (end, 0)}, choice=hand.PLAIN) for s, end in ends.items()
+    ]
+    found = [(hand.PLAIN, plain), (hand.ANALOG, kfac)]
+    return [Outcome(Tuned(choice, 1.0, 3, 0, (), "x"), ("lr",), [], runs) for choice, runs in found]
+
+
+def test_every_column_of_the_page_is_what_records_by_hand_say() -> None:
+    """± is half the distance from the lowest to the highest; to there: (6 + 7)/2 s, where 8 s · 25/40 would be 5 s."""
+    table = _results(by_hand(), "test error", "test loss")
+    assert hand.cells((table.head, table.rows)) == {
+        "AdamW": {
+            "test error, step 10": "0.9 ± 0",
+            "test error, step 20": "0.8 ± 0",
+            "test error, step 40": "0.45 ± 0.05",
+            "test loss, step 40": "0.9 ± 0.1",
+            "steps to AdamW's final test error": "40",
+            "seconds here": "10",
+            "predicted seconds": "0 s",
+            "predicted seconds to there": "0 s",
+        },
+        "K-FAC, thermodynamic inverse (hand)": {
+            "test error, step 10": "0.65 ± 0.05",
+            "test error, step 20": "0.55 ± 0.05",
+            "test error, step 40": "0.25 ± 0.05",
+            "test loss, step 40": "0.5 ± 0.1",
+            "steps to AdamW's final test error": "20 to 30",
+            "seconds here": "40",
+            "predicted seconds": "8 s",
+            "predicted seconds to there": "6.5 s",
+        },
+    }
+
+
+def test_the_sentences_and_numbers_of_the_page_are_those_of_its_table() -> None:
+    baseline, kfac = by_hand()
+    assert _findings([baseline, kfac]) == [
+        "- **K-FAC, thermodynamic inverse (hand)** needs up to 75% of the steps, more than half: it is at AdamW's final test "
+        "error at step 20 to 30 of 40, and at its final training loss at step 5. After 40 steps its test error is 0.25 ± 0.05, "
+        "against 0.45 ± 0.05; predicted, it is there after 6.5 s, AdamW after 0 s."
+    ]
+    plain = _plain(kfac, baseline)
+    assert plain["steps_to_baseline"] == {"test error": [20, 30], "loss": [5, 5]}
+    assert plain["predicted_to_baseline"]["seconds"]["settle"] == pytest.approx(6.5)
+    assert plain["predicted"]["seconds"]["settle"] == pytest.approx(8.0)
+    assert plain["final"] == {"test error": [0.2, 0.3], "test loss": [0.4, 0.6]}
+    assert (plain["seconds_here"], plain["searched"]) == (40.0, ["lr"])
+
+
+def test_the_tables_of_a_search_are_what_records_by_hand_say() -> None:
+    trial = hand.record(0, {10: (0.25, 3)}, losses=[2.0] * 10 + [0.75], choice=hand.PLAIN)
+    tuned = Tuned(replace(hand.PLAIN, hyper=Hyper(lr=0.03, momentum=0.8)), 0.12344, 7, 2, ("lr",), "x")
+    one = Outcome(tuned, ("lr", "momentum"), [trial])
+    table = tuning_table([one])
+    assert hand.cells((table.head, table.rows)) == {
+        "AdamW": {
+            "trials": "7",
+            "diverged": "2",
+            "best": "lr 0.03, β₁ 0.8",
+            "held-out": "0.1234",
+            "neighbours tried": "not all: lr",
+        }
+    }
+    (row,) = csv.DictReader(io.StringIO(trials_csv([one])))
+    assert (row["optimizer"], float(row["lr"]), row["ended"]) == ("AdamW", 0.1, "finished")
+    assert [float(row[name]) for name in ("held-out", "last training loss", "seconds")] == [0.25, 0.75, 10.0]
+    assert spread([1.0, 4.0, 1.0]) == "2 ± 1.5"
+    assert spread([3.0]) == "3"
+    assert spread([1.0, math.inf]) == "diverged"

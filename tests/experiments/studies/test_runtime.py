@@ -21,11 +21,9 @@ from heatbath.experiments.studies.crossover import best_digital, crossover, laye
 from heatbath.experiments.studies.networks import Network
 from heatbath.experiments.studies.runtime import Counted, count, methods, with_time_constant
 from heatbath.experiments.studies.runtime_page import break_even_power
-from heatbath.experiments.studies.step_bill import Hardware, by_fluctuations, cell_seconds, refreshes, step_prices
+from heatbath.experiments.studies.step_bill import Hardware, by_fluctuations, cell_seconds, step_prices
 from heatbath.experiments.studies.step_work import StepWork
-from heatbath.experiments.studies.time_to_target import Arrival, arrivals, mean_steps, read_result
 from heatbath.machines import Machine, MachineSpec, load_machine, presets
-from heatbath.optim import Interval, Policy
 from heatbath.work import Job, Work, matmul
 
 SLOW = Digital("slow", "an example", flops_per_second=1e9, bytes_per_second=1e15, launch_seconds=1e-12, watts=2.0)
@@ -103,14 +101,6 @@ def test_no_power_is_left_where_the_digital_part_alone_costs_more(counted: list[
     dear = replace(counted[0].steps["inverse"], apply=MULTIPLY * 1e6)
     one = Counted(counted[0].network, {**counted[0].steps, "inverse": dear})
     assert break_even_power(STUDY, one, next(m for m in STUDY.methods if m.name == "inverse")) is None
-
-
-def test_a_run_counts_the_refreshes_of_its_growing_interval() -> None:
-    assert refreshes(10, Interval(4, patience=0)) == 3  # 0, 4, 8
-    assert refreshes(7, Interval(3, patience=2)) == 4  # lengths 1, 1, 2, 2, 3, 3, 3: steps 0, 1, 3, 6
-    prices = step_prices(STEP, Hardware(SLOW, SPEC))
-    run = prices.of_run(10, Interval(4, patience=0))
-    assert run.seconds == pytest.approx(10 * prices.always.seconds + 3 * prices.renewed.seconds)
 
 
 def test_inverting_by_fluctuations_asks_for_what_the_machine_counts() -> None:
@@ -229,8 +219,7 @@ def test_counts_are_made_once_and_torn_or_foreign_files_anew(folder: Path, count
 @pytest.mark.slow
 def test_the_page_says_what_the_prices_say(counted: list[Counted], tmp_path: Path) -> None:
     layers = {size: Counted(layer(size), counted[0].steps) for size in (64, 128)}
-    found = [Arrival("AdamW", [3, None], None, None)]
-    page = runtime_page(STUDY, counted, layers, arrivals={"a target": found}).write(tmp_path)
+    page = runtime_page(STUDY, counted, layers).write(tmp_path)
     text, result = page.read_text(), json.loads((tmp_path / "result.json").read_text())
     prices = step_prices(counted[0].steps["solve"], STUDY.hardware)
     for every in (1, 10, 100):
@@ -244,38 +233,11 @@ def test_the_page_says_what_the_prices_say(counted: list[Counted], tmp_path: Pat
     }  # fmt: skip
 
 
-def test_time_to_target_is_steps_times_prices(tmp_path: Path) -> None:
-    plain = {"lr": 1.0, "damping": None, "kl_clip": None, "momentum": 0.9, "weight_decay": 0.0, "square_decay": 0.999}
-    adam = {"optimizer": "adam", "solver": None, "machine": None, **plain}
-    kfac = {**adam, "optimizer": "kfac", "solver": "cholesky", "damping": 1.0, "kl_clip": 1.0}
-    outcomes = [
-        {"title": "Adam", "choice": adam, "steps_to_baseline": {"x": [40, 60]}},
-        {"title": "K-FAC", "choice": kfac, "steps_to_baseline": {"x": [20, None]}},
-        {"title": "none", "choice": kfac, "steps_to_baseline": {"x": [None, None]}},
-    ]
-    (tmp_path / "result.json").write_text(json.dumps({"study": "convergence", "outcomes": outcomes}))
-    hardware = Hardware(SLOW, presets()["ideal"])
-    first, second, third = arrivals(read_result(tmp_path), tiny(), hardware, metric="x")
-    wanted = {m.name: m for m in methods(load_machine("tngd-2024"))}
-    steps = count(tiny(), [wanted["adam"], wanted["cholesky"]], tmp_path).steps
-    assert first.one is not None and second.one is not None
-    assert first.one.seconds == pytest.approx(50 * step_prices(steps["adam"], hardware).always.seconds)
-    prices = step_prices(steps["cholesky"], hardware)
-    due = refreshes(20, Policy().refresh)
-    assert second.one.seconds == pytest.approx(20 * prices.always.seconds + due * prices.renewed.seconds)
-    assert (mean_steps(first), mean_steps(second), mean_steps(third), third.one) == (50, 20, None, None)
-
-
-def test_wrong_settings_are_refused(tmp_path: Path) -> None:
+def test_wrong_settings_are_refused() -> None:
     with pytest.raises(ValueError, match=r"intervals between refreshes are 1 step or more, got \(0,\)"):
         Runtime([tiny()], SPEC, SLOW, intervals=(0,))
     with pytest.raises(ValueError, match="a fleet needs at least one machine, got machines=0"):
         Hardware(SLOW, SPEC, machines=0)
-    with pytest.raises(ValueError, match=r"result.json cannot be read.*page of `heatbath study convergence`"):
-        read_result(tmp_path)
-    (tmp_path / "result.json").write_text("{}")
-    with pytest.raises(ValueError, match="is not of a convergence study"):
-        read_result(tmp_path)
     with pytest.raises(ValueError, match="a time constant is positive, got 0"):
         with_time_constant(SPEC, 0.0)
 

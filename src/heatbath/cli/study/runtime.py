@@ -14,9 +14,6 @@ from heatbath.cli.terminal import console, mistakes
 def runtime(
     networks: Annotated[list[str] | None, typer.Option("--network", help="One of the shapes. Default: all.")] = None,
     recipe: Annotated[list[str] | None, typer.Option(help="Also predict for the shapes of this recipe.")] = None,
-    convergence: Annotated[
-        list[Path] | None, typer.Option(help="Page of `heatbath study convergence`: predict its times to target.")
-    ] = None,
     machine: Annotated[str, typer.Option(metavar="NAME|FILE.toml", help="What the machines are.")] = "tngd-2024",
     every: Annotated[list[int] | None, typer.Option(help="Steps between refreshes. Default 1, 10 and 100.")] = None,
     runs: Annotated[Path, typer.Option(help="Folder of the counts.")] = Path("runs/runtime"),
@@ -28,7 +25,6 @@ def runtime(
         from heatbath.experiments.optimizers import known
         from heatbath.experiments.studies import Runtime, count_layers, runtime_page
         from heatbath.experiments.studies.networks import NETWORKS, shapes_of
-        from heatbath.experiments.studies.time_to_target import arrivals, read_result
         from heatbath.machines import load_machine
         from heatbath.recipes import recipes
 
@@ -36,7 +32,6 @@ def runtime(
         chosen = [shapes[known(name, shapes, "network")] for name in networks or shapes]
         chosen += [shapes_of(tasks[known(name, tasks, "recipe")]) for name in recipe or ()]
         study = Runtime(chosen, load_machine(machine), h100(), h100_bf16(), tuple(every or (1, 10, 100)))
-        results = [read_result(folder) for folder in convergence or ()]
         terminal = console()
 
         def watch(name: str, fresh: bool) -> None:
@@ -45,11 +40,5 @@ def runtime(
 
         counted = study.run(runs, watch=watch)
         layers = count_layers(study, runs, watch=watch)
-        found = {}
-        for result in results:
-            task = tasks[known(result["recipe"], tasks, "recipe")]
-            network = shapes_of(task, batch_size=result["batch_size"])
-            target = f"{result['recipe']}, final {task.target.metric} of {result['outcomes'][0]['title']}"
-            found[target] = arrivals(result, network, study.hardware, metric=task.target.metric)
-        page = runtime_page(study, counted, layers, arrivals=found).write(out or runs / "page")
+        page = runtime_page(study, counted, layers).write(out or runs / "page")
         terminal.print(f"page: {page}", highlight=False, soft_wrap=True)

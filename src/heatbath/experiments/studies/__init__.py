@@ -12,9 +12,6 @@ from heatbath.experiments.studies.complexity_page import complexity_page as comp
 from heatbath.experiments.studies.convergence import Convergence as Convergence
 from heatbath.experiments.studies.convergence_page import convergence_page as convergence_page
 from heatbath.experiments.studies.crossover import count_layers as count_layers
-from heatbath.experiments.studies.design import Budget as Budget
-from heatbath.experiments.studies.design import Design as Design
-from heatbath.experiments.studies.design_page import design_page as design_page
 from heatbath.experiments.studies.grid import Grid as Grid
 from heatbath.experiments.studies.page import Page as Page
 from heatbath.experiments.studies.quantization import Quantization as Quantization

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from heatbath.costs import with_unit
-from heatbath.experiments.comparison import data_lines, predict
+from heatbath.costs import Bill
+from heatbath.experiments.comparison import data_lines, predict_mean, seconds_text
 from heatbath.experiments.groups import steps_text
 from heatbath.experiments.plots import Axis, band_csv, band_curves
 from heatbath.experiments.records import Record
@@ -104,12 +104,9 @@ def _seconds(outcome: Outcome) -> float:
     return fmean(run.rows[-1]["seconds"] for run in outcome.runs)
 
 
-def _predicted(outcome: Outcome) -> tuple[float | None, bool]:
-    """Predicted seconds of a run, mean over seeds, and whether something in it is not stated."""
-    bills = [predict(run) for run in outcome.runs]
-    if any(bill is None for bill in bills):
-        return None, False
-    return fmean(bill.seconds for bill in bills if bill), any(bool(bill.unstated_seconds) for bill in bills if bill)
+def _predicted(outcome: Outcome) -> Bill | None:
+    """Predicted bill of a run, mean over seeds."""
+    return predict_mean(outcome.runs, [run.measured[-1]["step"] for run in outcome.runs])
 
 
 def _results(outcomes: Sequence[Outcome], judged: str, other: str) -> Table:
@@ -127,28 +124,21 @@ def _results(outcomes: Sequence[Outcome], judged: str, other: str) -> Table:
     ]
     rows = []
     for outcome in outcomes:
-        predicted, unstated = _predicted(outcome)
+        level = steps_to_level(outcome, baseline, judged)
         cells = [spread([dict(_series(run, judged)).get(step, math.nan) for run in outcome.runs]) for step in shown]
         cells.append(spread(_ends(outcome, other)))
-        cells.append(steps_text(steps_to_level(outcome, baseline, judged)))
+        cells.append(steps_text(level))
         cells.append(f"{_seconds(outcome):.0f}")
-        bound = "≥ " if unstated else ""
-        cells.append("–" if predicted is None else bound + with_unit(predicted, "s"))
-        share = _share(steps_to_level(outcome, baseline, judged), shown[-1])
-        cells.append("–" if predicted is None or share is None else bound + with_unit(predicted * share, "s"))
+        cells.append(seconds_text(_predicted(outcome)))
+        cells.append(seconds_text(predict_mean(outcome.runs, level)))
         rows.append([outcome.title, *cells])
     note = (
         f"Mean over {len(baseline.runs)} seeds, ± half the distance from the lowest to the highest. Seconds are of one run: "
         "here, where the machine is emulated and the computer was shared, so only roughly; predicted, from counted work on one "
-        "NVIDIA H100 and one such machine, ≥ where the machine's source leaves something unstated."
+        "NVIDIA H100 and one such machine, ≥ where the machine's source leaves something unstated; to there: the work counted "
+        "up to each seed's own step, – where a seed was never there."
     )
     return Table(head, rows, note)
-
-
-def _share(steps: Sequence[int | None], whole: int) -> float | None:
-    """The mean share of a run that was needed; None where a seed never got there."""
-    known = [step for step in steps if step is not None]
-    return fmean(known) / whole if len(known) == len(steps) else None
 
 
 def _quarters(grid: Sequence[int]) -> list[int]:
@@ -177,9 +167,19 @@ def _findings(outcomes: Sequence[Outcome]) -> list[str]:
         lines.append(
             f"- **{outcome.title}** {_verdict(level, steps)}: it is at {baseline.title}'s final {judged} "
             f"{_when(level, f' of {steps}')}, and at its final training loss {_when(loss)}. After {steps} steps its "
-            f"{judged} is {spread(_ends(outcome, judged))}, against {spread(_ends(baseline, judged))}."
+            f"{judged} is {spread(_ends(outcome, judged))}, against {spread(_ends(baseline, judged))}"
+            f"{_when_predicted(outcome, baseline, judged)}."
         )
     return ["\n".join(lines)]
+
+
+def _when_predicted(outcome: Outcome, baseline: Outcome, metric: str) -> str:
+    """When both are there, in predicted seconds; nothing where one is not with every seed, or its work is not counted."""
+    bills = [predict_mean(one.runs, steps_to_level(one, baseline, metric)) for one in (outcome, baseline)]
+    if None in bills:
+        return ""
+    here, there = map(seconds_text, bills)
+    return f"; predicted, it is there after {here}, {baseline.title} after {there}"
 
 
 def _when(steps: Sequence[int | None], whole: str = "") -> str:
@@ -240,14 +240,14 @@ def _setting(study: Convergence, outcomes: Sequence[Outcome]) -> list[str]:
 def _plain(outcome: Outcome, baseline: Outcome) -> dict[str, Any]:  # Any: JSON values
     judged = baseline.runs[0].target.metric
     other = _loss_metric(baseline.runs[0])
-    predicted, unstated = _predicted(outcome)
+    predicted, reached = _predicted(outcome), predict_mean(outcome.runs, steps_to_level(outcome, baseline, judged))
     return {
         **outcome.tuned.to_json(),
         "searched": list(outcome.searched),
         "final": {judged: finite(_ends(outcome, judged)), other: finite(_ends(outcome, other))},
         "steps_to_baseline": {m: steps_to_level(outcome, baseline, m) for m in (judged, "loss")},
         "seconds_here": _seconds(outcome),
-        "predicted_seconds": predicted,
-        "predicted_is_lower_bound": unstated,
+        "predicted": None if predicted is None else predicted.to_json(),
+        "predicted_to_baseline": None if reached is None else reached.to_json(),
         "work": [run.measured[-1].get("work") for run in outcome.runs][:1],
     }

@@ -26,7 +26,6 @@ from heatbath.experiments.studies.runtime_figures import (
 )
 from heatbath.experiments.studies.step_bill import Hardware, cell_seconds, step_prices
 from heatbath.experiments.studies.step_work import rescaled
-from heatbath.experiments.studies.time_to_target import Arrival, mean_steps
 from heatbath.layers import symmetric_layers
 from heatbath.optim import EquilibriumPropagation
 
@@ -60,8 +59,6 @@ def runtime_page(
     study: Runtime,
     counted: Sequence[Counted],
     layers: Mapping[int, Counted],
-    *,
-    arrivals: Mapping[str, Sequence[Arrival]] | None = None,
 ) -> Page:
     """Make the page.
 
@@ -69,13 +66,10 @@ def runtime_page(
         study: its setting.
         counted: steps of the networks.
         layers: steps of square layers, by size.
-        arrivals: times to target, by what the target is.
     """
     crossings = _crossings(study, layers)
     tables = {f"Time of a step: {one.network.title}": _step_table(study, one) for one in counted}
     tables["From which size on machines are faster"] = _crossing_table(study, crossings)
-    for target, found in (arrivals or {}).items():
-        tables[f"Time to the target: {target}"] = _arrival_table(found)
     tables["What the cells may draw"] = _power_table(study, counted)
     tables["The rival that is bound to one architecture"] = _bounded_table(study, [one.network for one in counted])
     return Page(
@@ -233,20 +227,6 @@ def _crossing_picture(study: Runtime, crossings: Crossings) -> Picture:
         "each of their matrices; no point: not up to n = 16,384"
     )
     return Picture("crossover", caption, figure, table_csv([*CROSSING_HEAD, "n"], rows))
-
-
-def _arrival_table(found: Sequence[Arrival]) -> Table:
-    rows = []
-    for arrival in found:
-        mean = mean_steps(arrival)
-        times = ["–" if bill is None else _text(bill, "seconds") for bill in (arrival.one, arrival.many)]
-        energy = "–" if arrival.many is None else _text(arrival.many, "joules")
-        rows.append([arrival.title, "not reached" if mean is None else f"{mean:g}", *times, energy])
-    note = (
-        "Steps are measured (mean over the seeds that arrived), times are predicted: steps times the price of a step, "
-        "refreshes counted at the interval those runs had. The target is what the first optimizer reaches at its end."
-    )
-    return Table(["optimizer", "steps", "one machine", "a machine for each matrix", "energy of the latter"], rows, note)
 
 
 def _bounded_table(study: Runtime, networks: Sequence[Network]) -> Table:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from heatbath.costs import Bill, Digital, price
 from heatbath.experiments.studies.step_work import StepWork, replicate
 from heatbath.machines import MachineSpec
-from heatbath.optim import Interval
 from heatbath.work import Work
 
 MANY = 10**12  # machines, where there is one for every matrix
@@ -67,10 +66,6 @@ class Prices:
         """Mean over the long run, with a refresh every `every` steps."""
         return self.always + self.renewed * (1 / every)
 
-    def of_run(self, steps: int, interval: Interval) -> Bill:
-        """The first `steps` steps of a run whose refreshes follow `interval`."""
-        return self.always * steps + self.renewed * refreshes(steps, interval)
-
 
 def step_prices(step: StepWork, hardware: Hardware, *, half: bool = False, passes: bool = True) -> Prices:
     """Price a step.
@@ -96,16 +91,6 @@ def cell_seconds(step: StepWork, every: int) -> float:
         return float(sum(n * job.cells * job.drives * (job.settle_seconds + job.read_seconds) for job, n in jobs))
 
     return at_work(step.first) + at_work(step.second) + (at_work(step.inversion) + at_work(step.programming)) / every
-
-
-def refreshes(steps: int, interval: Interval) -> int:
-    """How many of the first `steps` steps are due."""
-    last: int | None = None
-    count = 0
-    for step in range(steps):
-        if interval.due(step, last):
-            last, count = step, count + 1
-    return count
 
 
 def by_fluctuations(step: StepWork, spec: MachineSpec, *, error: float) -> StepWork:
