@@ -46,6 +46,91 @@ def test_a_loss_whose_gradients_are_cleared_leaves_no_trace_in_the_curvature(set
         torch.testing.assert_close(found[name].dense(), truth[name].dense(), rtol=1e-12, atol=1e-16)
 
 
+def clear_model(model: nn.Module) -> None:
+    model.zero_grad()
+
+
+def clear_by_hand(model: nn.Module) -> None:
+    for p in model.parameters():
+        p.grad = None
+
+
+def passed(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    F.cross_entropy(model(x), y).backward()
+
+
+def assert_same_factors(one: KFAC, two: KFAC) -> None:
+    assert list(one.capture.terms.values()) == list(two.capture.terms.values())
+    found, truth = factors(one), factors(two)
+    assert found.keys() == truth.keys()
+    for name in truth:
+        torch.testing.assert_close(found[name].dense(), truth[name].dense(), rtol=1e-12, atol=1e-16)
+
+
+@pytest.mark.parametrize("clear", [clear_model, clear_by_hand])
+@pytest.mark.parametrize("options", [{}, {"reduction": Reduction.SUM}], ids=["mean", "sum"])
+def test_gradients_cleared_by_anybody_leave_no_trace_in_the_curvature(clear, options):
+    """`netD.zero_grad()`, as DCGAN and most adversarial loops have it; two micro-batches follow."""
+    models = [network(), network()]
+    one, two = (KFAC(m, lr=0.0, damping=1.0, momentum=0.0, policy=replace(PLAIN, **options)) for m in models)
+    (-models[0](noise(5, 4, seed=3)).mean()).backward()
+    clear(models[0])
+    for model in models:
+        for x, y in batches(2):
+            passed(model, x, y)
+    assert_same_factors(one, two)
+
+
+def test_an_adversarial_loop_sees_the_discriminator_alone():
+    """The order of the DCGAN tutorial, three steps of it: factors are those of the discriminator's own two passes."""
+    models = [network(), network()]
+    one, two = map(optimizer_for, models)
+    for i, (x, y) in enumerate(batches(3)):
+        for model, optimizer in zip(models, (one, two), strict=True):
+            model.zero_grad()
+            passed(model, x, y)
+            passed(model, noise(8, 4, seed=i), y)
+            assert len(optimizer.capture.terms) == 2
+        assert_same_factors(one, two)
+        models[0].zero_grad()
+        (-models[0](noise(5, 4, seed=3)).mean()).backward()
+
+
+def test_gradients_of_another_loss_are_no_curvature_beside_those_of_this_one():
+    """A diagnosis by `autograd.grad` before or after the backward pass; it may be of parameters."""
+    models = [network(), network()]
+    one, two = map(optimizer_for, models)
+    x, y = batches(1)[0]
+    for model in models:
+        for late in (False, True):
+            if model is models[0]:
+                torch.autograd.grad(model(noise(5, 4, seed=3)).square().mean(), list(model.parameters()))
+            if not late:
+                passed(model, x, y)
+    assert_same_factors(one, two)
+
+
+def test_a_loop_that_fills_gradients_by_itself_has_curvature():
+    models = [network(), network()]
+    one, two = map(optimizer_for, models)
+    x, y = batches(1)[0]
+    passed(models[1], x, y)
+    own = list(models[0].parameters())
+    for p, g in zip(own, torch.autograd.grad(F.cross_entropy(models[0](x), y), own), strict=True):
+        p.grad = g
+    assert_same_factors(one, two)
+
+
+def test_two_optimizers_of_one_model_do_not_see_each_others_pulls():
+    model, alone = network(), network()
+    one, two = optimizer_for(model), optimizer_for(alone)
+    observer = KFAC(model, policy=EXACT)
+    for x, y in batches(2):
+        F.cross_entropy(observer.observe(model(x)), y).backward()
+        passed(alone, x, y)
+    assert_same_factors(one, two)
+
+
 @pytest.mark.parametrize("policy", [PLAIN, SUMMED, EXACT], ids=["mean", "sum", "exact"])
 def test_gradients_may_be_cleared_between_forward_and_backward(policy):
     """As Lightning does, and many loops; also with `observe` before it."""

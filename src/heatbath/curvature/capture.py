@@ -7,10 +7,18 @@ module, so a first layer whose inputs need no gradient works (a full-backward ho
 How many terms the loss has is read from the model's first output whose gradient arrives, or from its inputs. Where the
 model's own forward is never called (a LightningModule whose training step calls its parts), layers count for themselves.
 
-A gradient counts only if the pass that brings it also computes the gradient of the site's parameters: `loss.backward()`
-does, the `autograd.grad(u, x, create_graph=True)` of a physics-informed loss does not. That one makes further uses of a
-layer's weight, which are followed (`heatbath.curvature.derivatives`) through linear and convolutional layers. Other layers
-deliver what they did in the forward pass; what derivatives add to their gradients is not seen.
+A gradient counts only if the pass that brings it also computes the gradient of the site's
+parameters: `loss.backward()` does, the `autograd.grad(u, x, create_graph=True)` of a
+physics-informed loss does not. `autograd.grad(loss, parameters)` does as long as no `.grad` is
+there, for a loop that fills it in by itself; beside one it is a diagnosis, and does not. And if a
+pass comes to a site whose parameters have no `.grad`, an accumulation begins: what earlier passes
+brought was discarded with their gradients (a generator's pass through the discriminator, say),
+whoever set them to None. Gradients that are filled with zeros instead look like any other, so then
+it is the optimizer's `zero_grad` that must be called.
+
+The physics-informed pass makes further uses of a layer's weight, which are followed
+(`heatbath.curvature.derivatives`) through linear and convolutional layers. Other layers deliver
+what they did in the forward pass; what derivatives add to their gradients is not seen.
 
 `Capture` is a plain object that the optimizer holds: `torch.compile` skips hooks that are bound methods of an
 `Optimizer`, and hooks registered after the first compiled call. So hooks are registered once and switched by flags. A copy of
@@ -61,6 +69,7 @@ class Capture:
         terms: examples and positions of each forward pass that a training backward pass came back to.
         derived: whether the loss has met input derivatives since the last step, so that weights have uses beyond the outputs.
         pull: number of the present pull through one forward pass, from 0.
+        anew: whether the rows handed over now are the first of their site since its gradients were set to None.
         resting: sites that are not watched at present, though others are.
     """
 
@@ -74,6 +83,7 @@ class Capture:
     terms: dict[int, Shape] = field(default_factory=dict)
     derived: bool = False
     pull: int = 0
+    anew: bool = False
     resting: set[Site] = field(default_factory=set)
     token: int = -1
     _pulling: bool = False
@@ -81,6 +91,8 @@ class Capture:
     _returned: bool = False  # whether a gradient came back since a pass began without it
     _sink: weakref.WeakMethod[Any] | None = None  # Any: a Sink
     _shapes: dict[int, Shape] = field(default_factory=dict)
+    _task: int = -1  # number of the last backward pass that terms were counted in
+    _tasks: dict[Site, int] = field(default_factory=dict)  # of the last one that brought rows of a site
     _random: dict[int, RandomState] = field(default_factory=dict)
     _leaves: dict[int, list[_Leaf]] = field(default_factory=dict)
     _handles: list[RemovableHandle] = field(default_factory=list)
@@ -181,7 +193,16 @@ class Capture:
     def arrive(self, pass_number: int, shape: Shape | None, _: Any = None) -> None:  # Any: the gradient
         """Note that a gradient came to the output of a pass with so many examples and positions; None: as its inputs have."""
         shape = self._shapes.get(pass_number) if shape is None else shape
-        if shape is not None and not self._pulling and any(self._trains(site) for site in self.sites):
+        if shape is not None and not self._pulling:
+            self._count(pass_number, shape)
+
+    def _count(self, pass_number: int, shape: Shape) -> None:
+        """Count a pass, if it trains; if it is the first one of an accumulation, as the only one."""
+        trained = [site for site in self.sites if self._trains(site)]
+        if trained:
+            task, self._task = self._task, torch._C._current_graph_task_id()
+            if task != self._task and not any(map(_has_gradient, trained)):
+                self.terms.clear()
             self.terms[pass_number] = shape
 
     def forget(self) -> None:
@@ -213,13 +234,17 @@ class Capture:
         if sink is None:
             return
         if not self._pulling and pass_number not in self.terms and pass_number in self._shapes:
-            self.terms[pass_number] = self._shapes[pass_number]
+            self._count(pass_number, self._shapes[pass_number])
         self._returned = True
+        task = torch._C._current_graph_task_id()
+        self.anew = not self._pulling and self._tasks.get(site) != task and not _has_gradient(site)
+        self._tasks[site] = task
         with without_autocast(rows[0].outputs.device):  # sums of outer products are as exact as their tensors
             sink(site, pass_number, rows)
 
     def _trains(self, site: Site) -> bool:
         """Whether the backward pass that runs now computes the gradient of a site's parameters."""
+        asked = False
         for node, *_ in self._leaves[id(site)]:
             if node is None:
                 continue
@@ -227,11 +252,12 @@ class Capture:
                 if torch._C._will_engine_execute_node(node):
                     return True
             except RuntimeError:  # autograd.grad was asked for this very parameter
-                return True
-        return False
+                asked = True
+        return asked and not _has_gradient(site)
 
     def __getstate__(self) -> dict[str, Any]:  # Any: attributes
-        return {**self.__dict__, "_sink": None, "_leaves": {}, "_random": {}, "enabled": False, "token": -1}
+        empty: dict[str, Any] = {name: {} for name in ("_leaves", "_random", "_tasks")}
+        return {**self.__dict__, **empty, "_sink": None, "enabled": False, "token": -1}
 
 
 def _note_pass(capture: Capture, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # Any: modules'
@@ -341,6 +367,11 @@ def _hang(capture: Capture, site: Site, module: nn.Module, args: Any, kwargs: An
         torch.autograd.graph.register_multi_grad_hook(
             sources, lambda grads: deliver([v.read(g) for v, g in zip(views, grads, strict=True)])
         )
+
+
+def _has_gradient(site: Site) -> bool:
+    """Whether a site has gradients to add to; sharded parameters may keep theirs elsewhere."""
+    return site.is_sharded() or any(p.grad is not None for p in site.held.values())
 
 
 def _leaves(site: Site) -> list[_Leaf]:

@@ -253,6 +253,20 @@ class FactorSums:
             self.squares = None if self.squares is None else SquareSums.zeros(self.squares.basis)
             self.filled = False
 
+    def drop_block(self, block: int) -> None:
+        """Forget what was added for one block."""
+        if not self.counts[block].rows:
+            return
+        left, right = self.hold()
+        span = slice(self._starts[block], self._starts[block + 1])
+        if self.form.left is not None:
+            left[span].zero_()
+        right[span].zero_()
+        if self.squares is not None:
+            self.squares.total[span].zero_()
+        self.counts[block] = Counts()
+        self.filled = any(c.rows for c in self.counts)
+
     def hold(self) -> tuple[Tensor, Tensor]:
         """Left and right sums, made now where there are none yet."""
         if self.left is None or self.right is None:

@@ -165,6 +165,8 @@ class NaturalGradient(CurvatureOptimizer):
         options: dict[str, Any] = {"pass_number": pass_number, "sharing": sharing, "again": self.capture.pull > 0}
         for (stack, place), block_rows in zip(self.layout.places[id(site)], rows, strict=True):
             if stack.awake:
+                if self.capture.anew:
+                    stack.sums.drop_block(place.index)
                 self._tally.add_work(stack.sums.add(place.index, block_rows, **options))
 
     @torch.compiler.disable
@@ -207,7 +209,10 @@ class NaturalGradient(CurvatureOptimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients, and with them what ordinary backward passes have brought to the curvature.
 
-        So the backward pass of another loss through this model (of the generator, in an adversarial pair) leaves no trace.
+        So the backward pass of another loss through this model (of the generator, in an adversarial
+        pair) leaves no trace. Nor does it where somebody else sets gradients to None, as
+        `model.zero_grad()` does: capture sees that. Where they are filled with zeros instead, call
+        this method.
 
         Args:
             set_to_none: drop the gradients instead of filling them with zeros.
