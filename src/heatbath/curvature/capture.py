@@ -41,14 +41,14 @@ from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
 from heatbath.curvature import compiled
-from heatbath.curvature.compiled import shape_of
 from heatbath.curvature.derivatives import watch_call
+from heatbath.curvature.likelihoods import Likelihood
 from heatbath.curvature.sites import Site
+from heatbath.curvature.terms import Head, Inputs, Shape, output_terms
 from heatbath.curvature.views import View, source_of
 from heatbath.layers import Call, RandomState, Rows, without_autocast
 
 Sink = Callable[[Site, int, tuple[Rows, ...]], None]
-Shape = tuple[int, int]  # examples, positions
 _Leaf = tuple[Any, torch.dtype, torch.device]  # Any: a node of the autograd graph, which a cast parameter no longer ends in
 _tokens = count()
 
@@ -66,7 +66,8 @@ class Capture:
         counting: whether terms of the loss are counted even where `enabled` is off.
         batch_dim: 1 where positions come before examples, in the model's inputs and outputs and in layers that act position by
             position; those that know better by themselves (attention, recurrent layers) are asked.
-        terms: examples and positions of each forward pass that a training backward pass came back to.
+        likelihood: says which dimension of the outputs holds features; None: shapes have to tell.
+        terms: examples and positions of each forward pass that a training backward pass came back to; 0 positions if unknown.
         derived: whether the loss has met input derivatives since the last step, so that weights have uses beyond the outputs.
         pull: number of the present pull through one forward pass, from 0.
         anew: whether the rows handed over now are the first of their site since its gradients were set to None.
@@ -79,6 +80,7 @@ class Capture:
     listening: bool = True
     counting: bool = False
     batch_dim: int = 0
+    likelihood: Likelihood | None = None
     passes: int = 0
     terms: dict[int, Shape] = field(default_factory=dict)
     derived: bool = False
@@ -90,7 +92,8 @@ class Capture:
     _own: bool = False  # whether the model's own forward ran since the last step
     _returned: bool = False  # whether a gradient came back since a pass began without it
     _sink: weakref.WeakMethod[Any] | None = None  # Any: a Sink
-    _shapes: dict[int, Shape] = field(default_factory=dict)
+    _inputs: dict[int, Inputs] = field(default_factory=dict)  # by pass, as are heads
+    _heads: dict[int, list[Head]] = field(default_factory=dict)
     _task: int = -1  # number of the last backward pass that terms were counted in
     _tasks: dict[Site, int] = field(default_factory=dict)  # of the last one that brought rows of a site
     _random: dict[int, RandomState] = field(default_factory=dict)
@@ -177,12 +180,12 @@ class Capture:
             self._pulling, self.pull = False, 0
         return passes
 
-    def begin(self, shape: Shape | None) -> None:
-        """Note a forward pass whose first input has so many examples and positions."""
+    def begin(self, first: Tensor | None) -> None:
+        """Note a forward pass and its first input."""
         self.passes += 1
         self._own = True
-        if shape is not None:
-            self._shapes[self.passes] = shape
+        if first is not None:
+            self._inputs[self.passes] = Inputs.from_tensor(first)
 
     def begin_without(self) -> None:
         """Note a call while the model's own forward is not used: a pass begins with the first one after a backward pass."""
@@ -192,9 +195,31 @@ class Capture:
 
     def arrive(self, pass_number: int, shape: Shape | None, _: Any = None) -> None:  # Any: the gradient
         """Note that a gradient came to the output of a pass with so many examples and positions; None: as its inputs have."""
-        shape = self._shapes.get(pass_number) if shape is None else shape
+        shape = self._input_terms(pass_number) if shape is None else shape
         if shape is not None and not self._pulling:
             self._count(pass_number, shape)
+
+    def note_head(self, site: Site, output: Tensor) -> None:
+        """Note the output of a linear layer or convolution, which may be the model's."""
+        if site.rule.is_bilinear:
+            block = site.blocks[0]
+            channels_first = not site.rule.positionwise(site.module)
+            head = Head(output.numel(), block.places * block.domain[0], channels_first)
+            heads = self._heads.setdefault(self.passes, [])
+            if not heads or heads[-1] != head:
+                heads.append(head)
+
+    def output_terms(self, outputs: Tensor, pass_number: int) -> Shape | None:
+        """Examples and positions of a pass's outputs; None for a bare loss."""
+        if outputs.ndim == 0:
+            return None
+        inputs, heads = self._inputs.get(pass_number), self._heads.get(pass_number, ())
+        return output_terms(outputs, self.batch_dim, self.likelihood, inputs, heads)
+
+    def _input_terms(self, pass_number: int) -> Shape | None:
+        """Examples and positions of a pass's inputs, if they are known."""
+        inputs = self._inputs.get(pass_number)
+        return None if inputs is None else inputs.terms(self.batch_dim, self._heads.get(pass_number, ()))
 
     def _count(self, pass_number: int, shape: Shape) -> None:
         """Count a pass, if it trains; if it is the first one of an accumulation, as the only one."""
@@ -209,7 +234,8 @@ class Capture:
         """Drop what was counted."""
         self.derived = False
         self.terms.clear()
-        self._shapes.clear()
+        self._inputs.clear()
+        self._heads.clear()
         self._own = False
 
     @torch.no_grad()
@@ -233,8 +259,9 @@ class Capture:
         sink = None if self._sink is None else self._sink()
         if sink is None:
             return
-        if not self._pulling and pass_number not in self.terms and pass_number in self._shapes:
-            self._count(pass_number, self._shapes[pass_number])
+        inputs = None if self._pulling or pass_number in self.terms else self._input_terms(pass_number)
+        if inputs is not None:
+            self._count(pass_number, inputs)
         self._returned = True
         task = torch._C._current_graph_task_id()
         self.anew = not self._pulling and self._tasks.get(site) != task and not _has_gradient(site)
@@ -267,7 +294,7 @@ def _note_pass(capture: Capture, module: nn.Module, args: tuple[Any, ...], kwarg
     if torch.compiler.is_compiling():
         return compiled.begin(args, kwargs, capture.token)
     first = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim > 0), None)
-    capture.begin(None if first is None else shape_of(first, capture.batch_dim))
+    capture.begin(first)
     return None
 
 
@@ -287,7 +314,7 @@ def _hang_count(capture: Capture, output: Any) -> None:  # Any: as above
     found = [x for x in _tensors(output) if x.requires_grad]
     if found:
         first = next((x for x in found if x.ndim > 0), found[0])
-        shape = shape_of(first, capture.batch_dim) if first.ndim > 0 else None
+        shape = capture.output_terms(first, capture.passes)
         first.register_hook(partial(capture.arrive, capture.passes, shape))
 
 
@@ -346,6 +373,8 @@ def _hang(capture: Capture, site: Site, module: nn.Module, args: Any, kwargs: An
         return
     capture.begin_without()
     capture.follow(site)
+    if isinstance(output, Tensor):
+        capture.note_head(site, output)
     if site in capture.resting:
         capture._random.pop(id(module), None)
         return

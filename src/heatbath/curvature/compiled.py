@@ -26,16 +26,6 @@ if TYPE_CHECKING:
 _CAPTURES: weakref.WeakValueDictionary[int, Capture] = weakref.WeakValueDictionary()
 
 
-def shape_of(tensor: Tensor, batch_dim: int = 0) -> tuple[int, int]:
-    """Examples and positions of a model's output or input: `[B, …, C]`, images `[B, C, …]`, indices `[B, …]`.
-
-    Where `batch_dim` is 1, also sequences `[T, B, C]` and indices `[T, B]`.
-    """
-    features = 1 if tensor.ndim < 2 or not tensor.is_floating_point() else tensor.shape[1 if tensor.ndim > 3 else -1]
-    sequence = tensor.ndim == (3 if tensor.is_floating_point() else 2)
-    return tensor.shape[batch_dim if sequence else 0], tensor.numel() // max(features, 1)
-
-
 def register(token: int, capture: Capture) -> None:
     """Let operators find a capture by its number."""
     _CAPTURES[token] = capture
@@ -75,7 +65,7 @@ def arrive(output: Tensor, token: int) -> Any:  # Any: the output, or None for "
 def _begin(x: Tensor, token: int) -> Tensor:
     capture = _CAPTURES.get(token)
     if capture is not None:
-        capture.begin(shape_of(x, capture.batch_dim))
+        capture.begin(x)
     return x.clone()
 
 
@@ -90,7 +80,7 @@ def _arrived(grad: Tensor, note: Tensor) -> Tensor:
     token, pass_number = note.tolist()
     capture = _CAPTURES.get(token)
     if capture is not None:
-        capture.arrive(pass_number, shape_of(grad, capture.batch_dim) if grad.ndim > 0 else None)
+        capture.arrive(pass_number, capture.output_terms(grad, pass_number))
     return grad.clone()
 
 
@@ -98,6 +88,8 @@ def _arrived(grad: Tensor, note: Tensor) -> Tensor:
 def _watch(output: Tensor, args: list[Tensor], place: Tensor, token: int) -> tuple[Tensor, Tensor]:
     capture = _CAPTURES.get(token)
     note = [int(place), token, 0 if capture is None else capture.passes]
+    if capture is not None:
+        capture.note_head(capture.sites[note[0]], output)
     return output.clone(), torch.tensor([*note, capture is not None and capture.sites[note[0]].module.training])
 
 

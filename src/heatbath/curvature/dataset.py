@@ -84,7 +84,7 @@ def sum_factors(
             them reached.
     """
     likelihood = fisher.likelihood
-    if likelihood is None:
+    if likelihood is None or not fisher.observes:
         raise ValueError(f"the curvature at a minimum needs ExactFisher or SampledFisher, got {type(fisher).__name__}")
     _check_mode(model)
     sums = _Sums({site: [_empty(site, k) for k in range(len(site.blocks))] for site in sites})

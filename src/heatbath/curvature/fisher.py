@@ -26,14 +26,18 @@ from heatbath.curvature.likelihoods import Likelihood, Observation
 
 
 class Fisher:
-    """A choice of Fisher matrix; this one, the base of all, takes the rows of the ordinary backward pass."""
+    """A choice of Fisher matrix; this one, the base of all, takes the rows of the ordinary backward pass.
+
+    Attributes:
+        likelihood: what the loss is the negative logarithm of, as far as it is known: it counts the terms of the loss.
+    """
 
     likelihood: Likelihood | None = None
 
     @property
     def observes(self) -> bool:
         """Whether rows come from vectors at observed outputs, rather than from the ordinary backward pass."""
-        return self.likelihood is not None
+        return False
 
     @property
     def inputs_only(self) -> bool:
@@ -47,7 +51,19 @@ class Fisher:
 
 @dataclass(frozen=True)
 class EmpiricalFisher(Fisher):
-    """Gradients of the loss as the ordinary backward pass brings them; costs nothing more and needs no line of code."""
+    """Gradients of the loss as the ordinary backward pass brings them; costs nothing more and needs no line of code.
+
+    Rows are then scaled by how many terms the loss has, which shapes cannot always tell. A likelihood
+    can: it says which dimension of the outputs holds classes, and with
+    `opt.observe(outputs, targets)` it counts the terms that the loss ignores (`ignore_index`, a
+    mask). Without it, a loss that leaves out a share of its positions has a curvature that is too
+    large by one over the share that is left, and steps that are too short.
+
+    Args:
+        likelihood: counts the terms of the loss; None: shapes of outputs and inputs do.
+    """
+
+    likelihood: Likelihood | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +71,12 @@ class InputOnly(Fisher):
     """B = I: gradients are preconditioned by the layer's inputs alone (FOOF). Half the memory and half the solves.
 
     Normalization layers keep their exact block, which has no input side.
+
+    Args:
+        likelihood: as for `EmpiricalFisher`.
     """
+
+    likelihood: Likelihood | None = None
 
     @property
     def inputs_only(self) -> bool:
@@ -79,6 +100,10 @@ class SampledFisher(Fisher):
 
     likelihood: Likelihood
     samples: int = 1
+
+    @property
+    def observes(self) -> bool:
+        return True
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -104,6 +129,10 @@ class ExactFisher(Fisher):
 
     likelihood: Likelihood
     together: bool = False
+
+    @property
+    def observes(self) -> bool:
+        return True
 
     def vectors(self, observation: Observation, generator: torch.Generator | None) -> Iterator[Tensor]:
         root = observation.weights.sqrt()

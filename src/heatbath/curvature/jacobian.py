@@ -110,7 +110,7 @@ def sight(
     Raises:
         TypeError, ValueError: as `Likelihood.observe`.
     """
-    if fisher.likelihood is None:
+    if fisher.likelihood is None or not fisher.observes:
         if not isinstance(outputs, Tensor) or not outputs.requires_grad:
             raise TypeError(f"observe takes the tensor the loss is computed from, with its graph, got {type(outputs).__name__}")
         seen = Sighting(call, outputs.detach())

@@ -1,10 +1,12 @@
 """How a loss joins its terms, and how shared positions enter the factors.
 
-The number of terms is read from the model's output, so layers may see other numbers of rows. In a graph network, whose rows are
-nodes, it is the number of graphs where the model pools nodes itself: then `EXAMPLES` and *expand* are right, and damping is in
-units of the curvature of the mean over graphs. Where nodes are pooled or masked outside the model, the nodes of its output are
-counted, which are more than the terms of the loss. The output factor then comes out too large by their ratio, and steps too
-short rather than too long; `opt.observe(outputs, mask=mask)` with a sampled or exact Fisher counts what a mask leaves.
+The number of terms is read from the model's output (`heatbath.curvature.terms`), so layers may see
+other numbers of rows. In a graph network, whose rows are nodes, it is the number of graphs where
+the model pools nodes itself: then `EXAMPLES` and *expand* are right, and damping is in units of the
+curvature of the mean over graphs. Where nodes are pooled or masked outside the model, the nodes of
+its output are counted, which are more than the terms of the loss. The output factor then comes out
+too large by their ratio, and steps too short rather than too long; `opt.observe(outputs,
+mask=mask)` with a Fisher that has a likelihood counts what a mask leaves.
 """
 
 from __future__ import annotations

@@ -121,6 +121,9 @@ class NaturalGradient(CurvatureOptimizer):
         self._timetable = self.policy.timetable([stack.cost for stack in self.stacks])
         self.capture = Capture(self.model, self.sites, batch_dim=self.policy.batch_dim)
         self.capture.counting = self.policy.reduction is Reduction.SUM
+        quadratic = self.policy.quadratic
+        known = None if quadratic is None else quadratic.likelihood
+        self.capture.likelihood = self.policy.fisher.likelihood or known
         self.capture.listening = not self.policy.fisher.observes
         self.capture.attach(self._sink)
         self._start()

@@ -63,8 +63,9 @@ class Seen:
             likelihood = policy.fisher.likelihood
             if capture.enabled and likelihood is not None:
                 seen = likelihood.observe(outputs, targets, mask, policy.reduction)
-                probes = [p for own in parameters for p in (own if capture.derived else [min(own, key=Tensor.numel)])]
-                passes[Pass.PULL] = capture.pull_back(outputs, policy.fisher.vectors(seen, generator), probes)
+                if policy.fisher.observes:
+                    probes = [p for own in parameters for p in (own if capture.derived else [min(own, key=Tensor.numel)])]
+                    passes[Pass.PULL] = capture.pull_back(outputs, policy.fisher.vectors(seen, generator), probes)
                 self.terms = seen.terms if self.terms is None else self.terms + seen.terms
             if policy.quadratic is not None:
                 seen = policy.quadratic.likelihood.observe(outputs, targets, mask, policy.reduction)
@@ -88,8 +89,18 @@ def _checkpoints_explained() -> Iterator[None]:
 
 
 def passed_terms(capture: Capture, reduction: Reduction | None) -> int | None:
-    """D of the backward passes since the last step, by the model's outputs; None: unknown."""
+    """D of the backward passes since the last step, by the model's outputs; None: unknown.
+
+    Raises:
+        ValueError: positions are to be counted, and shapes do not tell them from features.
+    """
     rows = reduction is Reduction.ROWS
+    if rows and not all(positions for examples, positions in capture.terms.values() if examples):
+        raise ValueError(
+            "Reduction.ROWS counts positions, and the model's outputs could have their classes second or last: say which, "
+            "Policy(fisher=EmpiricalFisher(Categorical(class_dim=1))) for [B, C, ...] or class_dim=-1 for [B, ..., C]; "
+            "for other losses Gaussian() stands for features that come last"
+        )
     return sum(positions if rows else examples for examples, positions in capture.terms.values()) or None
 
 
