@@ -205,3 +205,48 @@ def test_operators_keep_torchs_rules_for_operators(op, args):
     """Fakes agree with the real thing, gradients are registered, nothing is aliased."""
     x = noise(2, 3).requires_grad_()
     torch.library.opcheck(getattr(torch.ops.heatbath, op).default, (x, *args))
+
+
+def counted(optimizer: KFAC) -> int:
+    return sum(c.rows for stack in optimizer.stacks for c in stack.sums.counts)
+
+
+@pytest.mark.parametrize("built_first", [True, False])
+def test_the_second_model_of_an_architecture_has_curvature(built_first):
+    """Dynamo would use the graph of the first, which was made without hooks, as it does by default."""
+    torch._dynamo.config.skip_nnmodule_hook_guards = True
+    early = KFAC(deep(2).double(), policy=POLICY) if built_first else None
+    plain, x = torch.compile(deep(2).double(), backend="aot_eager"), POINTS[0]
+    plain(x).sum().backward()
+    for _ in range(2):  # and the third
+        model = fill(deep(2))
+        optimizer = KFAC(model, policy=POLICY)
+        torch.compile(model, backend="aot_eager")(x).sum().backward()
+        assert counted(optimizer) == 3 * len(x)
+    plain(x).sum().backward()
+    assert counted(optimizer) == 3 * len(x)
+    assert early is None or counted(early) == 0
+
+
+def test_an_optimizer_built_after_the_first_compiled_call_has_curvature():
+    model, x = fill(deep(2)), POINTS[0]
+    run = torch.compile(model, backend="aot_eager")
+    run(x).sum().backward()
+    optimizer = KFAC(model, policy=POLICY)
+    run(x).sum().backward()
+    assert counted(optimizer) == 3 * len(x)
+
+
+def test_a_graph_without_hooks_is_named_where_it_is_used_all_the_same():
+    model, x = fill(deep(2)), POINTS[0]
+    optimizer = KFAC(model, policy=POLICY)
+    torch._dynamo.config.skip_nnmodule_hook_guards = True
+    try:
+        torch.compile(deep(2).double(), backend="aot_eager")(x)
+        torch.compile(model, backend="aot_eager")(x).sum().backward()
+    finally:
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
+    with pytest.warns(
+        UserWarning, match=r"no call of the model reached.*skip_nnmodule_hook_guards.*There is no curvature yet, so none"
+    ):
+        optimizer.step()

@@ -71,6 +71,7 @@ class Capture:
         derived: whether the loss has met input derivatives since the last step, so that weights have uses beyond the outputs.
         pull: number of the present pull through one forward pass, from 0.
         anew: whether the rows handed over now are the first of their site since its gradients were set to None.
+        called: whether any hook has run since the last step while capture was enabled.
         resting: sites that are not watched at present, though others are.
     """
 
@@ -86,6 +87,7 @@ class Capture:
     derived: bool = False
     pull: int = 0
     anew: bool = False
+    called: bool = False
     resting: set[Site] = field(default_factory=set)
     token: int = -1
     _pulling: bool = False
@@ -109,6 +111,7 @@ class Capture:
         """
         self.detach()
         self.connect(sink)
+        compiled.guard_hooks()
         self._handles.append(self.model.register_forward_pre_hook(partial(_note_pass, self), with_kwargs=True))
         self._handles.append(self.model.register_forward_hook(partial(_note_outputs, self)))
         for index, site in enumerate(self.sites):
@@ -183,12 +186,13 @@ class Capture:
     def begin(self, first: Tensor | None) -> None:
         """Note a forward pass and its first input."""
         self.passes += 1
-        self._own = True
+        self._own = self.called = True
         if first is not None:
             self._inputs[self.passes] = Inputs.from_tensor(first)
 
     def begin_without(self) -> None:
         """Note a call while the model's own forward is not used: a pass begins with the first one after a backward pass."""
+        self.called = True
         if not self._own and self._returned:
             self.passes += 1
             self._returned = False
@@ -236,7 +240,7 @@ class Capture:
         self.terms.clear()
         self._inputs.clear()
         self._heads.clear()
-        self._own = False
+        self._own = self.called = False
 
     @torch.no_grad()
     def deliver(self, site: Site, module: nn.Module, call: Call, pass_number: int, grad: Any) -> None:  # Any: one or several

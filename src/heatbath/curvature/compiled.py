@@ -6,6 +6,10 @@ graph its `deliver` passes the gradient on and, when it runs, hands both to the 
 Whether anything is watched is decided while tracing, from a flag, so a model has two compiled graphs: one for the steps that
 capture factors, and one without a trace of this file.
 
+Dynamo leaves out guards on modules without hooks (`skip_nnmodule_hook_guards`), so a graph of one
+model would be used for another of the same architecture that has hooks, and its rows would be
+missed. `guard_hooks` switches those guards on for the process.
+
 Operators take only tensors and numbers, so captures are found by number, in a weak table: the one global of this package.
 """
 
@@ -29,6 +33,18 @@ _CAPTURES: weakref.WeakValueDictionary[int, Capture] = weakref.WeakValueDictiona
 def register(token: int, capture: Capture) -> None:
     """Let operators find a capture by its number."""
     _CAPTURES[token] = capture
+
+
+def guard_hooks() -> None:
+    """Let graphs be used only for modules whose hooks are those of the traced ones.
+
+    What was compiled without such guards is compiled anew when it is called next, once a process.
+    """
+    import torch._dynamo  # loaded by every optimizer already
+
+    if torch._dynamo.config.skip_nnmodule_hook_guards:
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
+        torch._dynamo.reset()
 
 
 def can_watch(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> bool:  # Any: modules take what they like
@@ -89,6 +105,7 @@ def _watch(output: Tensor, args: list[Tensor], place: Tensor, token: int) -> tup
     capture = _CAPTURES.get(token)
     note = [int(place), token, 0 if capture is None else capture.passes]
     if capture is not None:
+        capture.called = True
         capture.note_head(capture.sites[note[0]], output)
     return output.clone(), torch.tensor([*note, capture is not None and capture.sites[note[0]].module.training])
 

@@ -27,7 +27,7 @@ from heatbath.optim.coverage import Coverage, describe
 from heatbath.optim.damping import Damping
 from heatbath.optim.fallback import fallback_step
 from heatbath.optim.layout import Layout
-from heatbath.optim.observing import Seen, passed_terms, summed_terms, turned_round
+from heatbath.optim.observing import Seen, nothing_captured, passed_terms, summed_terms, turned_round
 from heatbath.optim.options import at_rest, check_generator, complete_group, own_parameters
 from heatbath.optim.policy import Policy
 from heatbath.optim.proposal import Proposal, move, objective
@@ -139,7 +139,7 @@ class NaturalGradient(CurvatureOptimizer):
         """Look at the model again: after unfreezing or freezing parameters, or adding layers.
 
         Parameters that are trainable but in no group get a group with the defaults. What was learned about layers that stay
-        is kept. A compiled model must be compiled anew, because `torch.compile` does not see new hooks.
+        is kept.
         """
         known = {id(p) for group in self.param_groups for p in group["params"]}
         new = [p for p in self.model.parameters() if p.requires_grad and id(p) not in known]
@@ -335,12 +335,7 @@ class NaturalGradient(CurvatureOptimizer):
             seen = renew_averages(self.stacks, self.policy, terms=terms, scale=scale)
             self._timetable.captured(self.steps, seen)
         elif self.stacks and all(stack.awake for stack in self.stacks):
-            how = "opt.observe(outputs)" if self.policy.fisher.observes else "backward()"
-            warnings.warn(
-                f"step() found gradients but no captured curvature since the last step: was {how} called, and is the "
-                "model the one this optimizer was built for? The last curvature is used",
-                stacklevel=5,
-            )
+            warnings.warn(nothing_captured(self.stacks, self.capture, self.policy.fisher), stacklevel=5)
         self._refresh(seen)
 
     def _count(self) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from heatbath.curvature import Capture, Reduction
+from heatbath.curvature import Capture, Fisher, Reduction
 from heatbath.optim.policy import Policy
 from heatbath.optim.quadratic import Linearization, linearize
 from heatbath.optim.stacks import Stack
@@ -115,6 +115,22 @@ def summed_terms(capture: Capture, reduction: Reduction | None) -> tuple[int, st
         "the examples of a summed loss could not be counted, and its gradients are taken as they are: call the model itself, "
         "not its parts, or use a mean loss"
     )
+
+
+def nothing_captured(stacks: Sequence[Stack], capture: Capture, fisher: Fisher) -> str:
+    """What a step says that found gradients but no rows."""
+    if capture.called:
+        how = f"was {'opt.observe(outputs)' if fisher.observes else 'backward()'} called"
+    else:
+        how = (
+            "no call of the model reached the optimizer's hooks. Is it the model this optimizer was "
+            "built for? If it is compiled, a graph made without these hooks was used: leave "
+            "torch._dynamo.config.skip_nnmodule_hook_guards off and call torch._dynamo.reset(). If "
+            "not, was the optimizer detached"
+        )
+    used = any(any(stack.ages) for stack in stacks)
+    rest = "The last curvature is used" if used else "There is no curvature yet, so none is used"
+    return f"step() found gradients but no captured curvature since the last step: {how}? {rest}"
 
 
 def turned_round(stacks: Sequence[Stack], capture: Capture) -> str | None:
