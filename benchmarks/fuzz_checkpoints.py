@@ -1,20 +1,36 @@
-"""Damaged checkpoints, for `fuzz.py`: each is refused by name, or loads what was saved.
+"""Damaged checkpoints, records and results of tuning, for `fuzz.py`.
 
-Damage: one bit flipped, a stretch of zeros, the end cut off, bytes replaced or inserted.
+Damage: one bit flipped, a stretch of zeros, the end cut off, bytes replaced or inserted. Each file is
+refused by name, or what is read is what was written. A record whose end is missing is one of a run
+that was killed: what is read is then a beginning of what was written, and does not say "finished".
 """
 
 from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from fuzz_cases import Case
 
+from heatbath.experiments import choose
 from heatbath.experiments.checkpoint import load_checkpoint, save_checkpoint
+from heatbath.experiments.records import RecordWriter, read_record
+from heatbath.experiments.tuned import RESULT, pick, tuned_choice, write_result
+from heatbath.recipes import digits_small
+
+HEADER = {
+    "experiment": "digits-small",
+    "choice": {"optimizer": "kfac"},
+    "dataset": {"name": "digits", "train": 100, "test": 10},
+    "target": {"metric": "accuracy", "value": 0.5, "higher": True},
+    "seed": 0,
+    "steps": 39,
+    "batch_size": 10,
+}
 
 
 def damaged(content: bytes, dice: random.Random) -> tuple[str, bytes]:
@@ -48,23 +64,55 @@ def equal(a: Any, b: Any) -> bool:  # trees of tensors and plain values
 
 
 def cases(count: int, seed: int) -> Iterator[Case]:
-    """As many damaged files as asked for."""
-    dice = random.Random(seed)
-    generator = torch.Generator().manual_seed(seed)
+    """As many damaged files as asked for: half of them checkpoints, the rest records and results of tuning."""
+    dice, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        readers = [_checkpoint(Path(folder), generator), _record(Path(folder)), _tuned(Path(folder))]
+        wholes = [path.read_bytes() for path, _ in readers]
+        for number in range(count):
+            which = (0, 1, 0, 2)[number % 4]
+            path, read = readers[which]
+            words, content = damaged(wholes[which], dice)
+
+            def run(path: Path = path, content: bytes = content, read: Callable[[], bool] = read) -> bool:
+                path.write_bytes(content)
+                return read()
+
+            yield Case(f"{number}: {path.name}, {words}", run, mention=path.name)
+
+
+def _checkpoint(folder: Path, generator: torch.Generator) -> tuple[Path, Callable[[], bool]]:
+    """A file, and whether what is read is what was written."""
+    path = folder / "run.pt"
     state = {
         "step": 7,
         "model": {f"{i}.weight": torch.randn(9, 9, generator=generator) for i in range(8)},
         "optimizer": {"state": {0: {"average": torch.randn(64, generator=generator)}}, "lr": 0.1},
     }
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "run.pt"
-        save_checkpoint(path, state)
-        whole, saved = path.read_bytes(), load_checkpoint(path)
-        for number in range(count):
-            words, content = damaged(whole, dice)
+    save_checkpoint(path, state)
+    saved = load_checkpoint(path)
+    return path, lambda: equal(load_checkpoint(path), saved)
 
-            def run(content: bytes = content) -> bool:
-                path.write_bytes(content)
-                return equal(load_checkpoint(path), saved)
 
-            yield Case(f"{number}: {words}", run, mention=path.name)
+def _record(folder: Path) -> tuple[Path, Callable[[], bool]]:
+    path = folder / "run.jsonl"
+    writer = RecordWriter(path, HEADER)
+    for step in range(40):
+        writer.write([{"step": step, "loss": 2.0 / (step + 1), "seconds": 0.01 * step, "metrics": {"accuracy": step / 50}}])
+    writer.write([{"event": "finished", "step": 39, "message": "after 39 steps"}])
+    writer.close()
+    written = read_record(path)
+
+    def read() -> bool:
+        record = read_record(path)
+        same = record.header == written.header and record.rows == written.rows[: len(record.rows)]
+        return same and (record.events == written.events or record.ended == "running or killed")
+
+    return path, read
+
+
+def _tuned(folder: Path) -> tuple[Path, Callable[[], bool]]:
+    path, record = folder / RESULT, read_record(folder / "run.jsonl")
+    choice = choose(digits_small(), "kfac", lr=0.0123, damping=0.00456)
+    write_result(path, [pick([choice], [record], lambda hyper: ())], records=[record], seed=0)
+    return path, lambda: tuned_choice(path, HEADER["experiment"], choose(digits_small(), "kfac")) == choice

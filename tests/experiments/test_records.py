@@ -12,10 +12,12 @@ from heatbath.experiments.records import RecordWriter, RunFiles, read_record
 from heatbath.work import Work, matmul
 
 HEADER = {
-    **dict.fromkeys(("experiment", "choice", "dataset", "seed", "steps", "batch_size"), ""),
+    **{"experiment": "", "choice": {}, "dataset": {}, "seed": 0, "steps": 3, "batch_size": 1},
     "run": "r",
     "target": {"metric": "accuracy", "value": 0.5, "higher": True},
 }
+
+OLD = json.dumps({"format": 1, **HEADER}) + "\n"  # of version 0.1, without a checksum
 
 
 @pytest.fixture
@@ -109,7 +111,7 @@ def test_a_record_that_cannot_be_opened_is_an_error_with_a_way_out(tmp_path: Pat
 def test_a_full_disk_is_an_error_with_a_way_out(path: Path, writer: RecordWriter) -> None:
     writer.write([row(0)])
     writer.close()
-    writer._file = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115  # the fixture closes it
+    writer._file = open("/dev/full", "wb")  # noqa: SIM115  # the fixture closes it
     with pytest.raises(OSError, match=r"No space left.*earlier rows are kept\. Free some space, then --resume"):
         writer.write([row(1)])
     assert [r["step"] for r in read_record(path).rows] == [0]
@@ -118,19 +120,51 @@ def test_a_full_disk_is_an_error_with_a_way_out(path: Path, writer: RecordWriter
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"format": 1}\n{"step": \n{"step": 1}\n', "line 2 is not JSON"),
-        ('{"format": 1}\n[1, 2]\n', "line 2 is not a JSON object"),
-        ('{"step": 1}\n', "its first line is no header"),
+        (OLD + '{"step": \n{"step": 1}\n', "line 2 is not JSON"),
+        (OLD + "[1, 2]\n", "line 2 is not a JSON object"),
+        (OLD + "[" * 100_000 + "\n", "line 2 is not JSON"),
+        (OLD + "\udcff\n", "line 2 is not JSON"),
+        ('{"step": 1}\n', "line 1 is no header"),
         ("", "is empty: the run was killed before its first line"),
-        ('{"format": 1}\n', "its header lacks batch_size, choice, dataset, experiment, seed, steps, target"),
-        ('{"format": 1}\n{"step": 1}\n', "line 2 is neither a row .* nor an event"),
+        ('{"format": 1}\n', "line 1 is a header without experiment"),
+        (OLD.replace('"seed": 0', '"seed": "<script>"'), "line 1 has seed = '<script>', which is of the wrong type"),
+        (OLD.replace("0.5", '"0.5"'), "line 1 has target = .* which is not a metric, a value"),
+        (OLD + '{"step": 1}\n', "line 2 is neither a row .* nor an event"),
+        (OLD + '{"step": true, "loss": 1, "seconds": 1}\n', "line 2 has step = True, which is of the wrong type"),
+        (OLD + '{"step": 1, "loss": 1, "seconds": 1, "metrics": {"a": "b"}}\n', "line 2 has a = 'b', which is no number"),
+        (OLD + '{"step": 1, "loss": 1, "seconds": 1, "metrics": []}\n', "line 2 has metrics = "),
         ('{"format": 99}\n', "has format 99, this version reads 1"),
     ],
 )
 def test_a_file_that_is_no_record_is_refused(path: Path, content: str, message: str) -> None:
-    path.write_text(content)
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(ValueError, match=message):
         read_record(path)
+
+
+def test_a_record_of_version_0_1_without_checksums_is_read_and_gone_on_with(path: Path) -> None:
+    path.write_text(OLD + json.dumps(row(0)) + "\n")
+    writer = RecordWriter(path, None)
+    writer.write([row(1)])
+    writer.close()
+    assert [r["step"] for r in read_record(path).rows] == [0, 1]
+    assert "crc" not in path.read_text()
+
+
+def test_a_changed_missing_or_repeated_line_is_found(path: Path, writer: RecordWriter) -> None:
+    writer.write([row(0), row(1), row(2)])
+    lines = path.read_bytes().splitlines(keepends=True)
+    changed = [
+        [*lines[:2], lines[2].replace(b'"step": 1', b'"step": 9'), lines[3]],
+        [*lines[:2], lines[3]],
+        [*lines[:3], *lines[2:]],
+        [*lines[:2], lines[2].replace(b"crc", b"csc"), lines[3]],
+        [lines[0].replace(b"crc", b"csc"), *lines[1:]],
+    ]
+    for content in changed:
+        path.write_bytes(b"".join(content))
+        with pytest.raises(ValueError, match=r"is damaged: line \d .*checksum"):
+            read_record(path)
 
 
 def test_a_record_that_is_not_there_is_refused(path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -68,6 +69,75 @@ def test_resuming_with_more_steps_goes_on_as_if_they_had_been_asked_for_at_once(
     assert [row["loss"] for row in longer.rows] == [row["loss"] for row in whole.rows]
 
 
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before_it_with_a_word(tmp_path: Path) -> None:
+    whole = tasks.train(tmp_path / "whole", "kfac", steps=30, checkpoint_every=10)
+    tasks.train(tmp_path / "cut", "kfac", steps=20, checkpoint_every=9)
+    checkpoint = RunFiles(tmp_path / "cut").checkpoint
+    content = bytearray(checkpoint.read_bytes())
+    content[len(content) // 2] ^= 1
+    checkpoint.write_bytes(content)
+    resumed = tasks.train(tmp_path / "cut", "kfac", steps=30, resume=True)
+    assert [row["loss"] for row in resumed.rows] == [row["loss"] for row in whole.rows]
+    word = next(event["message"] for event in resumed.events if event["event"] == "resumed")
+    assert word.startswith("from step 18 by: ")
+    assert "run.pt was damaged and is kept as run.pt.damaged, so from" in word
+
+
+def test_damage_to_a_record_is_found_before_training(tmp_path: Path) -> None:
+    tasks.train(tmp_path, steps=10)
+    path, steps = RunFiles(tmp_path).record, []
+    lines = path.read_text().splitlines(keepends=True)
+    for content in ([*lines[:4], "{broken\n", *lines[5:]], [lines[0].replace("seed", "sEed"), *lines[1:]], []):
+        path.write_text("".join(content))
+        with pytest.raises(ValueError, match=r"run\.jsonl is (damaged: line \d|empty)"):
+            tasks.train(tmp_path, steps=20, resume=True, watchers=[At(11, lambda: steps.append(11))])
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="there is no record"):
+        tasks.train(tmp_path, steps=20, resume=True, watchers=[At(11, lambda: steps.append(11))])
+    assert not steps
+
+
+def test_two_may_not_write_one_run_at_once(tmp_path: Path) -> None:
+    tasks.train(tmp_path, steps=5)
+    refused: list[str] = []
+
+    def again() -> None:
+        with pytest.raises(OSError, match=r"another process is writing .*run\.jsonl") as error:
+            tasks.train(tmp_path, steps=30, resume=True)
+        refused.append(str(error.value))
+
+    record = tasks.train(tmp_path, steps=20, resume=True, watchers=[At(10, again)])
+    assert len(refused) == 1
+    assert [row["step"] for row in record.rows] == list(range(21))
+
+
+@pytest.mark.parametrize("checkpoint_every", [0, 4])
+def test_an_output_folder_that_is_deleted_is_one_clear_message(
+    tmp_path: Path, checkpoint_every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from heatbath.experiments import tensorboard
+
+    monkeypatch.setattr(tensorboard, "FLUSH_SECONDS", 3600.0)
+    files = RunFiles(tmp_path / "out")
+    watchers = [At(7, lambda: shutil.rmtree(files.folder)), tensorboard.TensorBoardLog(files)]
+    with pytest.raises(OSError, match=rf"the output folder {files.folder} or its record was deleted while .* --out"):
+        tasks.train(files.folder, steps=40, checkpoint_every=checkpoint_every, watchers=watchers)
+
+
+def test_resuming_with_fewer_steps_than_were_made_is_refused(tmp_path: Path) -> None:
+    tasks.train(tmp_path, steps=10)
+    with pytest.raises(ValueError, match=r"has made 10 steps, more than the 4 asked for: resume with more steps"):
+        tasks.train(tmp_path, steps=4, resume=True)
+
+
+def test_the_command_that_started_a_run_is_kept_when_it_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for steps, words in ((5, "first"), (10, "second")):
+        monkeypatch.setattr("heatbath.experiments.runner.command", lambda words=words: words)
+        tasks.train(tmp_path, steps=steps, resume=steps > 5)
+    with pytest.raises(ValueError, match=r"with another seed.*It was started by: first$"):
+        tasks.train(tmp_path, steps=15, seed=1, resume=True)
+
+
 def test_seconds_go_on_after_resuming(tmp_path: Path) -> None:
     tasks.train(tmp_path, steps=10)
     record = tasks.train(tmp_path, steps=20, resume=True)
@@ -130,7 +200,7 @@ def test_log_every_thins_rows_but_keeps_measured_ones(tmp_path: Path) -> None:
     assert [row["step"] for row in record.rows] == [0, 4, 5, 8, 10, 12]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_leaves_a_readable_record_and_a_checkpoint_of_the_same_step(tmp_path: Path, number: int) -> None:
     told: list[str] = []
     files = RunFiles(tmp_path)

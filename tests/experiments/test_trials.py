@@ -38,7 +38,7 @@ def test_records_come_back_in_the_order_of_the_trials(tmp_path: Path) -> None:
     records = run_trials([trial("b"), trial("a", 0.1)], tmp_path)
     assert [record.name for record in records] == ["b", "a"]
     assert [record.header["choice"]["lr"] for record in records] == [0.02, 0.1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl", "tensorboard"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".locks", "a.jsonl", "b.jsonl", "tensorboard"]
 
 
 def test_a_finished_trial_is_not_run_again_and_a_killed_one_is_run_anew_to_the_same_losses(tmp_path: Path) -> None:

@@ -73,6 +73,18 @@ def test_what_was_found_is_read_back_for_the_optimizer_solver_and_machine_it_was
     assert tuned_choice(path, "blobs", thermal) == replace(thermal, hyper=replace(thermal.hyper, lr=0.3))
 
 
+def test_a_changed_result_is_refused_and_one_of_version_0_1_is_read(tmp_path: Path) -> None:
+    path, wanted = written(tmp_path), choose(tasks.experiment(), "kfac")
+    content = json.loads(path.read_text())
+    content["tuned"][0]["choice"]["lr"] *= 10
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"best\.json is no result of heatbath tune .*its checksum is wrong"):
+        tuned_choice(path, "blobs", wanted)
+    del content["sha256"]
+    path.write_text(json.dumps(content))
+    assert tuned_choice(path, "blobs", wanted).hyper.lr == pytest.approx(10 * choices(3)[1].hyper.lr)
+
+
 def test_a_result_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no result of a search .*make one with heatbath tune blobs"):
         tuned_choice(tmp_path / RESULT, "blobs", choices(1)[0])
@@ -83,7 +95,9 @@ def test_a_result_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         tuned_choice(path, "blobs", choose(tasks.experiment(), "adamw"))
 
 
-@pytest.mark.parametrize("text", ["no JSON", "[]", json.dumps({"recipe": "blobs"}), json.dumps({"tuned": [{"title": "x"}]})])
+@pytest.mark.parametrize(
+    "text", ["no JSON", "[]", json.dumps({"recipe": "blobs"}), "[" * 10**5, json.dumps({"tuned": [{"title": "x"}]})]
+)
 def test_a_file_that_is_no_result_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / RESULT).write_text(text)
     with pytest.raises(ValueError, match="is no result of heatbath tune"):

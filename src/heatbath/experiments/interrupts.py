@@ -1,7 +1,8 @@
 """Ctrl-C at a safe moment.
 
 Between two steps a run can write everything down; in the middle of one it cannot. So the first Ctrl-C (or SIGTERM, as
-clusters send it) only raises a flag that the loop looks at between steps, and a second one ends the program at once.
+clusters send it, or SIGHUP, which a terminal sends when it is closed) only sets a flag that the loop looks at between steps,
+and a second one ends the program at once. A SIGHUP that is ignored, as `nohup` has it, stays ignored.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 
 
 class Interrupt:
@@ -22,7 +25,7 @@ class Interrupt:
 
 @contextmanager
 def interruptible(notice: Callable[[], None] | None = None) -> Iterator[Interrupt]:
-    """Within the block, turn the first SIGINT or SIGTERM into a flag. Outside the main thread it does nothing.
+    """Within the block, turn the first SIGINT, SIGTERM or SIGHUP into a flag. Outside the main thread it does nothing.
 
     Args:
         notice: called when the flag is raised, to tell the user.
@@ -37,9 +40,11 @@ def interruptible(notice: Callable[[], None] | None = None) -> Iterator[Interrup
             raise KeyboardInterrupt
         interrupt.requested = True
         if notice is not None:
-            notice()
+            with suppress(OSError):  # a terminal that was closed cannot be written to
+                notice()
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    ignored = {number for number in SIGNALS[2:] if signal.getsignal(number) is signal.SIG_IGN}
+    previous = {number: signal.signal(number, handle) for number in SIGNALS if number not in ignored}
     try:
         yield interrupt
     finally:

@@ -8,6 +8,9 @@
                 "optimizer"; the last one, where that was asked for, "preconditioner" (`optim.Anisotropy`). Row 0 is the start.
     an event    {"event": "warning" | "resumed" | "interrupted" | "diverged" | "failed" | "finished", "step": k, "message": ...}
 
+Every line ends with "crc", the CRC-32 of the whole file up to there: of the line without it, continued from the line before.
+So a changed, missing or repeated line is found; records without, which version 0.1 wrote, are read as they are.
+
 Lines are only ever appended. A run that was killed leaves rows beyond its last checkpoint; resuming adds an event "resumed"
 at step k, after which earlier rows with a step above k no longer count. A torn last line is no row. NaN and infinity, which
 JSON lacks, are written as null.
@@ -17,6 +20,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,10 +32,12 @@ from heatbath.experiments.experiment import Target
 from heatbath.work import Work
 
 FORMAT = 1
-HEADER_KEYS = frozenset(("experiment", "choice", "dataset", "target", "seed", "steps", "batch_size"))
-ROW_KEYS = frozenset(("step", "loss", "seconds"))
-EVENT_KEYS = frozenset(("event", "step", "message"))
+HEADER = {"experiment": str, "choice": dict, "dataset": dict, "target": dict, "seed": int, "steps": int, "batch_size": int}
+ROW = {"step": int, "loss": int | float | None, "seconds": int | float}
+EVENT = {"event": str, "step": int, "message": str}
 ENDS = ("finished", "interrupted", "diverged", "failed")
+
+CHECKED_LINE = re.compile(rb'(.+), "crc": "([0-9a-f]{8})"\}')
 
 Row = dict[str, Any]  # Any: JSON values
 
@@ -80,10 +88,11 @@ class RecordWriter:
             raise FileExistsError(
                 f"{path} already holds a run: choose another folder with --out, or go on with it by train --resume"
             )
+        self._crc: int | None = 0  # None: a record without, which goes on as it is
         try:
             if header is None:
-                _cut_torn_line(path)
-            self._file: IO[str] = open(path, "a", encoding="utf-8")  # noqa: SIM115  # closed by close()
+                self._crc = _cut_torn_line(path)
+            self._file: IO[bytes] = open(path, "ab")  # noqa: SIM115  # closed by close()
         except OSError as error:
             raise OSError(
                 f"cannot write the record {path}: {error.strerror or error}; choose another folder with --out"
@@ -97,14 +106,22 @@ class RecordWriter:
         Raises:
             OSError: the disk is full or the file went away; what was written before stays readable.
         """
-        text = "".join(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        lines = [json.dumps(_plain(row), ensure_ascii=False, allow_nan=False).encode() for row in rows]
+        if self._crc is not None:
+            for i, line in enumerate(lines):
+                self._crc = zlib.crc32(line[:-1], self._crc)
+                lines[i] = line[:-1] + b', "crc": "%08x"}' % self._crc
         try:
-            self._file.write(text)
+            self._file.write(b"".join(line + b"\n" for line in lines))
             self._file.flush()
         except OSError as error:
             raise OSError(
                 f"cannot write to {self.path}: {error.strerror or error}; earlier rows are kept. Free some space, then --resume"
             ) from error
+
+    def sync(self) -> None:
+        """Reach the disk, as a checkpoint does that counts on these rows."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
@@ -114,10 +131,13 @@ class RecordWriter:
             pass
 
 
-def _cut_torn_line(path: Path) -> None:
+def _cut_torn_line(path: Path) -> int | None:
+    """Cut it off, and return the CRC-32 of what is left; None: a record without."""
     with open(path, "r+b") as file:
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
+        whole, _, _ = file.read().rpartition(b"\n")
+        file.truncate(len(whole) + 1 if whole else 0)
+    last = CHECKED_LINE.fullmatch(whole.rpartition(b"\n")[2])
+    return int(last[2], 16) if last else None
 
 
 def _plain(value: Any) -> Any:  # Any: JSON values
@@ -212,33 +232,87 @@ def read_record(path: Path) -> Record:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no record {path}")
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    parsed: list[Row] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):  # no newline after it: torn
-                break
-            raise ValueError(f"{path} is damaged: line {number} is not JSON ({error.msg})") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path} is damaged: line {number} is not a JSON object")
-        if parsed and not (row.keys() >= ROW_KEYS or row.keys() >= EVENT_KEYS):
-            raise ValueError(f"{path} is damaged: line {number} is neither a row (step, loss, seconds) nor an event")
-        parsed.append(row)
-    if not any(line.strip() for line in lines):
+    content = path.read_bytes()
+    if not content.strip():
         raise ValueError(f"{path} is empty: the run was killed before its first line; delete the file or run it again")
-    if not parsed or "format" not in parsed[0]:
-        raise ValueError(f"{path} is not a record of a run: its first line is no header")
-    if parsed[0]["format"] != FORMAT:
-        raise ValueError(f"{path} has format {parsed[0]['format']}, this version reads {FORMAT}")
-    missing = sorted(HEADER_KEYS - parsed[0].keys())
-    if missing:
-        raise ValueError(f"{path} is damaged: its header lacks {', '.join(missing)}")
+    parsed: list[Row] = []
+    crc: int | None = None  # None: a record without
+    lines = content.split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() and number == len(lines):
+            break
+        try:
+            row, crc = _parsed(line, crc, first=number == 1)
+            _check_line(row, first=number == 1)
+        except ValueError as error:
+            if number == len(lines) > 1:  # no newline after it: torn
+                break
+            raise ValueError(
+                f"{path} is damaged: line {number} {error}; delete the file and run it again, or choose another folder"
+            ) from error
+        parsed.append(row)
     rows, events = _counting(parsed[1:])
     return Record(path, parsed[0], rows, events)
+
+
+def _parsed(line: bytes, crc: int | None, *, first: bool) -> tuple[Row, int | None]:
+    """A line without its CRC-32, and that of the file up to it.
+
+    Args:
+        line: without its newline.
+        crc: of the file before it; None: its lines have none.
+        first: whether this is the header, which decides whether lines have one.
+
+    Raises:
+        ValueError: not a JSON object, or the CRC-32 is not that of the file.
+    """
+    checked = CHECKED_LINE.fullmatch(line)
+    if checked:
+        if crc is None and not first:
+            raise ValueError("has a checksum and the header has none")
+        crc, line = zlib.crc32(checked[1], crc or 0), checked[1] + b"}"
+        if crc != int(checked[2], 16):
+            raise ValueError("is not as it was written: its checksum is wrong")
+    elif crc is not None:
+        raise ValueError("has no checksum")
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested without end
+        raise ValueError(f"is not JSON ({getattr(error, 'msg', None) or error})") from error
+    if not isinstance(row, dict):
+        raise ValueError("is not a JSON object")
+    return row, crc
+
+
+def _check_line(row: Row, *, first: bool) -> None:
+    """Refuse a line whose keys or types are not those of a record.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if first and "format" not in row:
+        raise ValueError("is no header, so this is not a record of a run")
+    if first and row["format"] != FORMAT:
+        raise ValueError(f"has format {row['format']!r}, this version reads {FORMAT}")
+    kinds: Mapping[str, Any] = HEADER if first else EVENT if "event" in row else ROW  # Any: types
+    for key, kind in kinds.items():
+        if key not in row:
+            what = "is a header" if first else "is neither a row (step, loss, seconds) nor an event, it"
+            raise ValueError(f"{what} without {key}")
+        if not isinstance(row[key], kind) or isinstance(row[key], bool):
+            raise ValueError(f"has {key} = {row[key]!r:.60}, which is of the wrong type")
+    numbers = {**row.get("metrics", {})} if isinstance(row.get("metrics", {}), dict) else {"metrics": ""}
+    for name, value in numbers.items():
+        if not isinstance(value, int | float | None):
+            raise ValueError(f"has {name} = {value!r:.60}, which is no number")
+    if first and not _is_target(row["target"]):
+        raise ValueError(f"has target = {row['target']!r:.60}, which is not a metric, a value and whether higher is better")
+
+
+def _is_target(target: Row) -> bool:
+    return target.keys() == {"metric", "value", "higher"} and (
+        isinstance(target["metric"], str) and isinstance(target["value"], int | float) and isinstance(target["higher"], bool)
+    )
 
 
 def _counting(lines: Iterable[Row]) -> tuple[list[Row], list[Row]]:

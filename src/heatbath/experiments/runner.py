@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from heatbath.experiments.checkpoint import check_folder, load_checkpoint, save_checkpoint
+from heatbath.experiments.checkpoint import check_folder, one_writer, resume_checkpoint, save_checkpoint
 from heatbath.experiments.choice import Choice
 from heatbath.experiments.data import Dataset
 from heatbath.experiments.divergence import Judgement, judge
@@ -121,26 +121,44 @@ def run(
         on_interrupt: called at the first Ctrl-C, which ends the run after the step it is in.
 
     Raises:
-        OSError: the folder cannot be written; said before any work.
+        OSError: the folder cannot be written, or another process writes this run; said before any work.
         FileExistsError: the folder already holds this run and `options.resume` is off.
-        ValueError: what is resumed was started with other options.
+        ValueError: what is resumed is damaged, or was started with other options.
     """
     check_folder(files.folder, needed_bytes=0)
+    with one_writer(files.record):
+        return _run(experiment, choice, options, files, dataset, list(watchers), on_interrupt)
+
+
+def _run(
+    experiment: Experiment,
+    choice: Choice,
+    options: RunOptions,
+    files: RunFiles,
+    dataset: Dataset | None,
+    watchers: list[Watcher],
+    on_interrupt: Callable[[], None] | None,
+) -> Record:
+    """`run`, once the lock is held."""
     if not options.resume and files.record.exists():
         raise FileExistsError(
             f"{files.record} already holds a run: choose another folder with --out, or go on with it by train --resume"
         )
-    checkpoint = load_checkpoint(files.checkpoint) if options.resume else None
+    checkpoint, why = resume_checkpoint(files.checkpoint) if options.resume else (None, "")
+    if options.resume:
+        read_record(files.record)  # damage is found before the training
     dataset = dataset or experiment.source.load()
     devices = [options.device] if options.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), interruptible(on_interrupt) as interrupt:
         training = Training(experiment, dataset=dataset, choice=choice, seed=options.seed, device=options.device)
-        loop = _Loop(training, choice, options=options, files=files, watchers=list(watchers))
+        loop = _Loop(training, choice, options=options, files=files, watchers=watchers)
         try:
-            loop.begin(checkpoint)
+            loop.begin(checkpoint, why)
             loop.go(interrupt)
         except Exception as error:
             loop.fail(error)
+            with suppress(OSError):  # the first error counts
+                loop.close()
             raise
         finally:
             loop.close()
@@ -154,6 +172,7 @@ class _Loop:
         self, training: Training, choice: Choice, *, options: RunOptions, files: RunFiles, watchers: list[Watcher]
     ) -> None:
         self.training, self.choice, self.options, self.files, self.watchers = training, choice, options, files, watchers
+        self.started_by = command()
         self.writer: RecordWriter | None = None
         self.waiting: list[tuple[int, float, Tensor]] = []
         self.recent: list[tuple[int, float]] = []
@@ -165,8 +184,8 @@ class _Loop:
 
     # --- beginning and end -------------------------------------------------------------------------------------------
 
-    def begin(self, checkpoint: Row | None) -> None:
-        """Write the header and row 0, or restore a checkpoint."""
+    def begin(self, checkpoint: Row | None, why: str) -> None:
+        """Write the header and row 0, or restore a checkpoint; `why` it is not the last one."""
         header = self._header()
         check_folder(self.files.folder, needed_bytes=CHECKPOINT_BYTES_PER_PARAMETER * self.training.parameters)
         if checkpoint is None:
@@ -177,12 +196,19 @@ class _Loop:
             self._save()
             return
         _check_same(checkpoint["header"], header)
+        self.started_by = checkpoint["header"]["command"]
         self.training.load(checkpoint["training"])
+        if self.options.steps < self.training.step:
+            raise ValueError(
+                f"this run has made {self.training.step} steps, more than the {self.options.steps} asked for: "
+                "resume with more steps (--steps), or start anew in another folder"
+            )
         self.seconds, self.start_loss, self.warned = checkpoint["seconds"], checkpoint["start_loss"], checkpoint["warned"]
         self.recent = [tuple(pair) for pair in checkpoint["recent"]]
         self.writer = RecordWriter(self.files.record, None)
         self._tell("start", header, self.training.step)
-        self._event("resumed", f"from step {self.training.step} by: {header['command']}; commit {header['versions']['commit']}")
+        by = f"{header['command']}; commit {header['versions']['commit']}"
+        self._event("resumed", f"from step {self.training.step} by: {by}" + (f"; {why}" if why else ""))
 
     def fail(self, error: Exception) -> None:
         """Leave the reason in the record, if it can still be written."""
@@ -265,6 +291,7 @@ class _Loop:
         losses = torch.stack([loss for _, _, loss in self.waiting]).tolist()
         self.seconds += time.perf_counter() - began  # on an accelerator the steps are finished only now
         waiting, self.waiting = self.waiting, []
+        self._check_not_deleted()
         rows: list[Row] = [
             {"step": step, "loss": loss, "seconds": seconds} for (step, seconds, _), loss in zip(waiting, losses, strict=True)
         ]
@@ -329,10 +356,18 @@ class _Loop:
         for watcher in self.watchers:
             getattr(watcher, what)(*args)
 
+    def _check_not_deleted(self) -> None:
+        """What is written into a deleted file reaches nobody."""
+        if not self.files.record.exists():
+            raise FileNotFoundError(
+                f"the output folder {self.files.folder} or its record was deleted while the run was writing: "
+                "start anew, with --out for another folder"
+            )
+
     def _save(self) -> None:
         if not self.options.checkpoint_every:
             return
-        header = self._header()
+        header = {**self._header(), "command": self.started_by}
         header.pop("versions"), header.pop("host")
         state = {
             "header": header,
@@ -342,6 +377,9 @@ class _Loop:
             "warned": self.warned,
             "recent": [list(pair) for pair in self.recent],
         }
+        assert self.writer is not None
+        self._check_not_deleted()
+        self.writer.sync()
         save_checkpoint(self.files.checkpoint, state)
 
 

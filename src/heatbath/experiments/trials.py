@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from heatbath.experiments.checkpoint import check_folder
+from heatbath.experiments.checkpoint import check_folder, one_writer
 from heatbath.experiments.choice import Choice
 from heatbath.experiments.experiment import Experiment, on_held_out_data
 from heatbath.experiments.records import Record, RunFiles, read_record
@@ -104,7 +104,7 @@ def run_trials(
 
     Raises:
         ValueError: jobs below 1, names that repeat, a folder with other trials under these names, or other data than before.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or another process makes trials in it.
         KeyboardInterrupt: Ctrl-C; finished trials are kept.
     """
     names = [trial.name for trial in trials]
@@ -113,6 +113,12 @@ def run_trials(
     if len(set(names)) < len(names):
         raise ValueError(f"trials need different names, got {sorted({n for n in names if names.count(n) > 1})} more than once")
     check_folder(folder, needed_bytes=RECORD_BYTES)
+    with one_writer(folder / "trials"):
+        return _run_missing(trials, folder, jobs, watch)
+
+
+def _run_missing(trials: Sequence[Trial], folder: Path, jobs: int, watch: Watch) -> list[Record]:
+    """`run_trials`, once the lock is held."""
     done = {trial.name: record for trial in trials if (record := _finished(trial, folder)) is not None}
     for trial in trials:
         if trial.name in done:
@@ -121,7 +127,7 @@ def run_trials(
         done[trial.name] = read_record(RunFiles(folder, trial.name).record)
         _check_data(done.values())
         watch(trial, done[trial.name], True)
-    return [done[name] for name in names]
+    return [done[trial.name] for trial in trials]
 
 
 def _check_data(records: Iterable[Record]) -> None:

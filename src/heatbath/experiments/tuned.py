@@ -6,9 +6,10 @@ diverged is worst; between equal values the lower last training loss decides.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,14 @@ def write_result(path: Path, found: Sequence[Tuned], *, records: Sequence[Record
         "host": host(torch.device("cpu")),
         "command": command(),
     }
-    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps({**result, "sha256": _digest(result)}, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _digest(result: Mapping[str, Any]) -> str:  # Any: JSON values
+    """SHA-256 of a result without its own entry, whatever its spaces."""
+    rest = {key: value for key, value in result.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def tuned_choice(path: Path, recipe: str, choice: Choice) -> Choice:
@@ -120,7 +128,8 @@ def tuned_choice(path: Path, recipe: str, choice: Choice) -> Choice:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a result, of another task, or of other optimizers.
+        ValueError: not a result, damaged, of another task, or of other optimizers. A result without "sha256", as version 0.1
+            wrote it, is not verified.
     """
     path = path / RESULT if path.is_dir() else path
     if not path.is_file():
@@ -129,11 +138,17 @@ def tuned_choice(path: Path, recipe: str, choice: Choice) -> Choice:
         )
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
+        if "sha256" in result and result["sha256"] != _digest(result):
+            raise ValueError("its checksum is wrong, so it was changed after it was written")
         found = {t["title"]: choice_from_json(t["choice"]) for t in result["tuned"]}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no result of heatbath tune ({type(error).__name__}: {error})") from error
-    if result["recipe"] != recipe:
-        raise ValueError(f"{path} was tuned on {result['recipe']}, not on {recipe}: tune again, or train that recipe")
+        made_on = str(result["recipe"])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is no result of heatbath tune ({type(error).__name__}: {error}): "
+            "make it again by the same heatbath tune command, which runs no finished trial again"
+        ) from error
+    if made_on != recipe:
+        raise ValueError(f"{path} was tuned on {made_on}, not on {recipe}: tune again, or train that recipe")
     if choice.title not in found:
         raise ValueError(f"{path} has no {choice.title}; it has {'; '.join(found)}")
     return found[choice.title]
