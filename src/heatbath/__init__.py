@@ -40,9 +40,11 @@ if TYPE_CHECKING:
     from heatbath.optim import JointPolicy as JointPolicy
     from heatbath.optim import KLClip as KLClip
     from heatbath.optim import LevenbergMarquardt as LevenbergMarquardt
+    from heatbath.optim import MatchedRMS as MatchedRMS
     from heatbath.optim import NormClip as NormClip
     from heatbath.optim import Policy as Policy
     from heatbath.optim import QuadraticModel as QuadraticModel
+    from heatbath.optim import RelativeDamping as RelativeDamping
     from heatbath.optim import Start as Start
     from heatbath.optim import TNGDPolicy as TNGDPolicy
     from heatbath.optim import Unclipped as Unclipped
@@ -96,6 +98,8 @@ _ROOMS = {
         "Start",
         "TNGDPolicy",
         "QuadraticModel",
+        "MatchedRMS",
+        "RelativeDamping",
         "NormClip",
         "LevenbergMarquardt",
         "InputDamping",

@@ -9,7 +9,7 @@ from torch import nn
 
 from heatbath.machines import Machine
 from heatbath.operators import map_tensors, to_plain
-from heatbath.optim import KFAC, Policy
+from heatbath.optim import KFAC, KLClip, Policy
 from heatbath.optim.deferred import Deferred
 from heatbath.solvers import Cholesky, Eigen, Guarded, NewtonSchulz, ThermodynamicSolve, WarmStarted
 from tests.laws import Scale, batches, network, saved_and_loaded, train
@@ -84,7 +84,7 @@ SOLVERS = [None, Eigen(), Guarded(NewtonSchulz()), WarmStarted(NewtonSchulz(warm
 def test_a_state_moves_between_staggered_and_not_block_by_block(cut: bool, solver: Any) -> None:
     here, there = alike(), alike()
     options = {"solver": solver, "momentum": 0.9}
-    policies = [Policy(20, 20, stagger=stagger) for stagger in (cut, not cut)]
+    policies = [Policy(20, 20, stagger=stagger, trust=KLClip()) for stagger in (cut, not cut)]
     one = KFAC(here, policy=policies[0], **options)
     train(here, one, batches(3))
     other = KFAC(there, policy=policies[1], **options)
@@ -183,10 +183,10 @@ def natural(state):
 
 
 def test_training_after_loading_leaves_the_checkpoint_alone():
-    saved = saved_and_loaded(trained().state_dict())
+    saved = saved_and_loaded(trained(policy=Policy(trust=KLClip())).state_dict())
     before = copy.deepcopy(saved)
     model = network()
-    optimizer = KFAC(model)
+    optimizer = KFAC(model, policy=Policy(trust=KLClip()))
     optimizer.load_state_dict(saved)
     train(model, optimizer, batches(3))
     for a, b in zip(natural(saved)["stacks"], natural(before)["stacks"], strict=True):
@@ -225,7 +225,7 @@ def size_of(plain: Any) -> int:
 
 def test_factors_and_inverses_are_saved_as_triangles():
     """n(n + 1)/2 numbers for each factor and each inverse; momentum in full, and what the stacks count."""
-    stacks = natural(trained().state_dict())["stacks"]
+    stacks = natural(trained(policy=Policy(trust=KLClip())).state_dict())["stacks"]
     for stack, (out, inputs) in zip(stacks, ((5, 5), (3, 6)), strict=True):
         triangles = out * (out + 1) // 2 + inputs * (inputs + 1) // 2
         assert size_of(stack["mean"]) == triangles

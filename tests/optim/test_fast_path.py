@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatbath.machines import Schedule
-from heatbath.optim import KFAC, FactoredDamping, Policy
+from heatbath.optim import KFAC, FactoredDamping, KLClip, Policy
 from heatbath.solvers import (
     Cholesky,
     ConjugateGradient,
@@ -80,7 +80,7 @@ def test_a_training_run_equals_the_reference(name):
     solver, tolerance = SOLVERS[name]
     fast, plain = network(), network()
     options: dict[str, Any] = {"lr": 0.1, "damping": DAMPING, "momentum": 0.9, "weight_decay": 0.1}
-    policy = Policy(factor_every=1, refresh_every=2, patience=0, damping_rule=FactoredDamping())
+    policy = Policy(factor_every=1, refresh_every=2, patience=0, damping_rule=FactoredDamping(), trust=KLClip())
     optimizer = KFAC(fast, solver=solver, policy=policy, **options)
     reference = SideBySide(
         [m for m in plain if isinstance(m, nn.Linear)], factor_every=1, refresh_every=2, patience=0, **options

@@ -72,7 +72,7 @@ def test_a_scaled_loss_with_scaled_damping_leaves_the_exact_step(c):
 def observed(c: float, fisher, *, lr: float, damping: float) -> list[Tensor]:
     """Five steps on c times the squared error, or c times cross-entropy, with observed outputs."""
     model = mlp()
-    optimizer = KFAC(model, lr=lr, damping=damping, policy=replace(Policy(), fisher=fisher))
+    optimizer = KFAC(model, lr=lr, damping=damping, policy=Policy(trust=KLClip(), fisher=fisher))
     for x, y in batches(5):
         optimizer.zero_grad()
         outputs = optimizer.observe(model(x))

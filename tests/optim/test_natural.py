@@ -180,7 +180,7 @@ def test_parameters_without_a_rule_are_trained_by_adamw():
     model, other = Scale(4).double(), Scale(4).double()
     with pytest.warns(UserWarning, match="no layer of this model has a curvature rule: AdamW trains all of it"):
         optimizer = KFAC(model, lr=0.1, weight_decay=0.05, policy=Policy(fallback_lr=0.02))
-    theirs = torch.optim.AdamW(other.parameters(), lr=0.02, weight_decay=0.05)
+    theirs = torch.optim.AdamW(other.parameters(), lr=0.02, betas=(0.9, 0.99), eps=1e-22, weight_decay=0.05)
     for index in range(5):
         for network_, step in ((model, optimizer), (other, theirs)):
             step.zero_grad()

@@ -93,11 +93,12 @@ def test_trap_3_the_real_one():
         get_optimizer_state_dict(model, optimizer)
     assert optimizer.report()["refreshes"] == 0
     train(model, optimizer, batches(2))
-    before, report = optimizer.stacks[0].momentum.clone(), optimizer.report()
+    momentum = optimizer.state[model[0].weight]["momentum_buffer"]
+    before, report = momentum.clone(), optimizer.report()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         get_optimizer_state_dict(model, optimizer)
-    assert torch.equal(optimizer.stacks[0].momentum, before)
+    assert torch.equal(optimizer.state[model[0].weight]["momentum_buffer"], before)
     assert optimizer.report() == report
     assert optimizer.steps == 2
 

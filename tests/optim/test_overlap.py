@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from heatbath.curvature.holding import Sketch
 from heatbath.operators import random_basis
-from heatbath.optim import KFAC, Policy, Unclipped, renewal
+from heatbath.optim import KFAC, KLClip, Policy, Unclipped, renewal
 from heatbath.optim.beside import queue
 from heatbath.solvers import Cholesky, Eigen, Guarded, NewtonSchulz, ThermodynamicInverse, WarmStarted
 from tests.laws import Scale, batches, fresh, network, noise, saved_and_loaded, train
@@ -111,7 +111,7 @@ def test_an_overlapped_run_equals_the_reference_that_is_a_step_late(every):
     fast = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
     slow = copy.deepcopy(fast)
     options: dict[str, Any] = {"lr": 0.1, "damping": 0.1, "momentum": 0.9, "weight_decay": 0.1}
-    optimizer = KFAC(fast, policy=Policy(every, every, 0, overlap=True), **options)
+    optimizer = KFAC(fast, policy=Policy(every, every, 0, overlap=True, trust=KLClip()), **options)
     reference = LateReference([slow[0], slow[2]], factor_every=every, refresh_every=every, patience=0, **options)
     start = [p.detach().clone() for p in slow.parameters()]
     for x, y in batches(8):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from heatbath.optim import KFAC, Interval, KLClip, Policy
+from heatbath.optim import KFAC, Interval, KLClip, LevenbergMarquardt, MatchedRMS, Policy
 from tests.laws import noise
 
 
@@ -34,8 +34,11 @@ def test_options_out_of_range_are_refused(options, message):
         Policy(**options)
 
 
-def test_the_default_trust_is_a_clip():
-    assert Policy().trust == KLClip()
+def test_the_default_step_rule_has_no_unit():
+    assert KFAC(nn.Linear(2, 2)).policy.trust == MatchedRMS()
+    assert KFAC(nn.Linear(2, 2), policy=Policy(adapt=LevenbergMarquardt())).policy.trust == KLClip()
+    with pytest.raises(ValueError, match="need the loss's unit: leave out trust"):
+        Policy(trust=MatchedRMS(), adapt=LevenbergMarquardt())
 
 
 def test_intervals_of_another_policy_count_from_the_next_step_on_and_the_past_is_kept():

@@ -11,7 +11,7 @@ from torch import nn
 
 from heatbath.curvature import Categorical, ExactFisher, Gaussian
 from heatbath.operators import random_basis
-from heatbath.optim import KFAC
+from heatbath.optim import KFAC, KLClip, Policy
 from heatbath.solvers import Eigen
 from tests.laws import batches, network, noise, saved_and_loaded
 from tests.zoo import PLAIN
@@ -20,7 +20,7 @@ from tests.zoo import PLAIN
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
 def test_factors_are_at_least_float32_whatever_the_weights_are(dtype):
     model = network(dtype=dtype)
-    optimizer = KFAC(model)
+    optimizer = KFAC(model, policy=Policy(trust=KLClip()))
     for x, y in batches(3, dtype=dtype):
         optimizer.zero_grad()
         F.cross_entropy(model(x).float(), y).backward()
@@ -34,12 +34,12 @@ def test_factors_are_at_least_float32_whatever_the_weights_are(dtype):
 def test_trap_2_loading_keeps_float32_factors_of_bfloat16_weights():
     """torch casts floating state to the parameter's dtype."""
     model = network(dtype=torch.bfloat16)
-    optimizer = KFAC(model)
+    optimizer = KFAC(model, policy=Policy(trust=KLClip()))
     for x, y in batches(2, dtype=torch.bfloat16):
         optimizer.zero_grad()
         F.cross_entropy(model(x).float(), y).backward()
         optimizer.step()
-    other = KFAC(network(dtype=torch.bfloat16))
+    other = KFAC(network(dtype=torch.bfloat16), policy=Policy(trust=KLClip()))
     other.load_state_dict(saved_and_loaded(optimizer.state_dict()))
     for a, b in zip(optimizer.stacks, other.stacks, strict=True):
         assert b.mean.left.matrix.dtype == b.momentum.dtype == torch.float32

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from heatbath.optim import KFAC, NormClip, Policy
+from heatbath.optim import KFAC, KLClip, MatchedRMS, NormClip, Policy
 from heatbath.optim.options import check_generator
 from heatbath.solvers import Cholesky, Eigen, NewtonSchulz, WarmStarted
 from tests.laws import batches, network, train
@@ -23,7 +23,7 @@ from tests.optim.test_no_sync import NoReads
 
 def after_three_steps(solver, trust) -> tuple[nn.Module, KFAC]:
     model = network()
-    policy = Policy(2, 2, 0) if trust is None else Policy(2, 2, 0, trust=trust)
+    policy = Policy(2, 2, 0, trust=trust)
     lr = torch.tensor(0.05, dtype=torch.float64)
     optimizer = KFAC(model, lr=lr, damping=0.1, weight_decay=0.1, solver=solver, policy=policy)
     train(model, optimizer, batches(3))
@@ -31,7 +31,7 @@ def after_three_steps(solver, trust) -> tuple[nn.Module, KFAC]:
 
 
 @pytest.mark.parametrize("solver", [Cholesky(), WarmStarted(), NewtonSchulz(), Eigen()], ids=["c", "w", "n", "e"])
-@pytest.mark.parametrize("trust", [None, NormClip(0.1)], ids=["kl", "norm"])
+@pytest.mark.parametrize("trust", [KLClip(), NormClip(0.1), MatchedRMS()], ids=["kl", "norm", "rms"])
 def test_a_recorded_application_played_on_new_gradients_is_the_step_itself(solver, trust):
     """Bit by bit, while the learning rate changes; parameters, gradients, momentum and lr stay where they lie."""
     pairs = [after_three_steps(solver, trust) for _ in range(2)]

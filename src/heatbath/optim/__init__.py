@@ -7,6 +7,7 @@ from heatbath.optim.damping import ExactDamping as ExactDamping
 from heatbath.optim.damping import FactoredDamping as FactoredDamping
 from heatbath.optim.damping import InputDamping as InputDamping
 from heatbath.optim.damping import LevenbergMarquardt as LevenbergMarquardt
+from heatbath.optim.damping import RelativeDamping as RelativeDamping
 from heatbath.optim.equilibrium import EquilibriumPropagation as EquilibriumPropagation
 from heatbath.optim.joint import JointNaturalGradient as JointNaturalGradient
 from heatbath.optim.joint_policy import JointPolicy as JointPolicy
@@ -23,5 +24,6 @@ from heatbath.optim.tngd import TNGD as TNGD
 from heatbath.optim.tngd import Start as Start
 from heatbath.optim.tngd import TNGDPolicy as TNGDPolicy
 from heatbath.optim.trust import KLClip as KLClip
+from heatbath.optim.trust import MatchedRMS as MatchedRMS
 from heatbath.optim.trust import NormClip as NormClip
 from heatbath.optim.trust import Unclipped as Unclipped

@@ -116,12 +116,18 @@ def rehearse(optimizer: NaturalGradient) -> None:
             curvature = correct(stack, rotate=True)[0] if optimizer.policy.corrected else stack.mean
             operator = optimizer.damping(curvature, torch.ones_like(stack.boost))
             stack.state, _ = optimizer.solver.prepare(operator, generator=generator)
-            if optimizer.param_groups[stack.group]["momentum"] or optimizer.policy.quadratic is not None:
+            own = optimizer.param_groups[stack.group]["momentum"] and not optimizer.policy.scale_free
+            if own or optimizer.policy.quadratic is not None:
                 stack.momentum = stack.empty().zero_()
     if generator is not None and before is not None:
         generator.set_state(before)
     for params in optimizer.layout.fallback:
         start_state(params, optimizer.state)
+    if optimizer.policy.scale_free:
+        treated = {id(p) for site in optimizer.sites for p in site.parameters().values()}
+        for group in (group for group in optimizer.param_groups if group["momentum"]):
+            for p in (p for p in group["params"] if id(p) in treated):
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     enter(optimizer)
 
 

@@ -6,6 +6,7 @@
 
 a different operator, whose two sides can be inverted one by one. Where one side is 1 × 1 both agree: that side is folded into
 the other and takes no damping. *Input* damping leaves the identity on the output side alone: I ⊗ (A + λI), exact where B = I.
+*Relative* damping puts √λ times the mean eigenvalue of each side in the place of (√λ/π, π√λ), so λ has no unit.
 Damping is a modelling choice, so it is an object here and no property of an operator.
 
 *Levenberg–Marquardt* adapts λ from how well the quadratic model did: with ρ = actual/predicted reduction of the loss,
@@ -73,6 +74,27 @@ class FactoredDamping:
 
 
 @dataclass(frozen=True)
+class RelativeDamping:
+    """Damping in units of the curvature itself, so that λ means the same for every loss, layer and batch.
+
+    Both sides get √λ times their mean eigenvalue, B + √λ (tr B/dim B) I and A + √λ (tr A/dim A) I; a side of zeros becomes a
+    multiple of the identity.
+
+    Args:
+        exact: B ⊗ A + λ (tr B/dim B) (tr A/dim A) I instead, for solvers that take it (`Eigen`).
+    """
+
+    exact: bool = False
+
+    def __call__(self, curvature: Operator, amount: Tensor) -> Operator:
+        if self.exact:
+            return curvature.shift(amount * _mean_eigenvalue(curvature))
+        sides, root = _sides(curvature), amount.sqrt()
+        left, right = (side.shift(root * _mean_eigenvalue(side)) for side in (sides.left, sides.right))
+        return Kronecker(left, right)
+
+
+@dataclass(frozen=True)
 class LevenbergMarquardt:
     """Adapt λ of all groups by the same factor.
 
@@ -130,6 +152,12 @@ def _sides(curvature: Operator) -> Kronecker:
     if not isinstance(curvature, Kronecker):
         raise TypeError(f"{type(curvature).__name__} has no sides to damp one by one: use ExactDamping() with Eigen()")
     return curvature
+
+
+def _mean_eigenvalue(operator: Operator) -> Tensor:
+    """tr/dim of each member, `[*stack]`; 1 where that is zero."""
+    mean = operator.trace() / operator.size
+    return torch.where(mean > 0, mean, 1.0)
 
 
 def _diagonal(operator: Operator) -> Tensor:

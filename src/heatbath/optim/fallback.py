@@ -87,5 +87,5 @@ def _real(tensors: Sequence[Tensor]) -> list[Tensor]:
 def start_state(parameters: Sequence[Tensor], state: dict[Any, Any]) -> None:  # Any: torch's own type
     """Averages of zero, for parameters that have none yet."""
     for p in parameters:
-        if not state[p]:
+        if "exp_avg" not in state[p]:
             state[p].update(step=torch.zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))

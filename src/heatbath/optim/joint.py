@@ -24,7 +24,7 @@ from heatbath.optim.fallback import adam_step
 from heatbath.optim.heavy_ball import heavy_ball_step
 from heatbath.optim.joint_checkpoint import OWN, check, restore, save
 from heatbath.optim.joint_policy import JointPolicy, check_repeats
-from heatbath.optim.options import check_generator, complete_group
+from heatbath.optim.options import AdamW, check_generator, complete_group
 from heatbath.optim.scaling import loss_scale
 from heatbath.optim.tally import Tally
 from heatbath.solvers import Full, SmallSide, Solution, Solver, usable
@@ -85,7 +85,7 @@ class JointNaturalGradient(CurvatureOptimizer):
         Raises:
             ValueError: an option out of range, or another λ.
         """
-        group = complete_group(param_group, self.defaults, 0.0)
+        group = complete_group(param_group, self.defaults, AdamW(0.0))
         if self.param_groups:
             common = self.param_groups[0]["damping"]
             if float(param_group.get("damping", common)) != float(common):

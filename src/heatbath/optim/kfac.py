@@ -17,10 +17,11 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from heatbath.optim.damping import Damping, ExactDamping, FactoredDamping, InputDamping
+from heatbath.optim.damping import Damping, ExactDamping, FactoredDamping, InputDamping, RelativeDamping
 from heatbath.optim.natural import NaturalGradient
 from heatbath.optim.options import complete_groups, default_options
 from heatbath.optim.policy import Policy
+from heatbath.optim.trust import MatchedRMS
 from heatbath.solvers import Cholesky, Eigen, Factorwise, Guarded, Solver, WarmStarted
 
 
@@ -36,9 +37,10 @@ class KFAC(NaturalGradient):
     Args:
         model: the model.
         groups: parameter groups with their own lr, damping, momentum, weight_decay; parameters not named get the defaults.
-        lr: learning rate; as a 0-d tensor it is never read on the host.
-        damping: λ ≥ 0, in units of the curvature of the mean loss.
-        momentum: heavy-ball momentum in [0, 1).
+        lr: learning rate; as a 0-d tensor it is never read on the host. None: 0.01 for `MatchedRMS`, else 0.1.
+        damping: λ ≥ 0, relative to the mean eigenvalue of a block for `MatchedRMS`, else in units of the curvature of the mean
+            loss. None: 0.1, or 1e-3.
+        momentum: in [0, 1), of the gradients for `MatchedRMS`, else of the natural gradients. None: 0.95, or 0.9.
         weight_decay: decoupled, per unit of lr.
         solver: for the damped factors; None: `Cholesky()`. A solver that works on a machine is guarded by `Guarded`.
         policy: everything else: intervals, averaging, damping rule, trust, loss reduction, layer rules.
@@ -59,9 +61,9 @@ class KFAC(NaturalGradient):
         model: nn.Module,
         groups: Iterable[Mapping[str, Any]] = (),  # Any: torch's own type
         *,
-        lr: float | torch.Tensor = 0.1,
-        damping: float = 1e-3,
-        momentum: float = 0.9,
+        lr: float | torch.Tensor | None = None,
+        damping: float | None = None,
+        momentum: float | None = None,
         weight_decay: float = 0.0,
         solver: Solver[Any] | None = None,  # Any: any state
         policy: Policy | None = None,
@@ -69,15 +71,22 @@ class KFAC(NaturalGradient):
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"KFAC takes the model itself, not its parameters: expected nn.Module, got {type(model).__name__}")
-        policy = Policy() if policy is None else policy
+        policy = (Policy() if policy is None else policy).completed(MatchedRMS())
         solver = fit_solver(Cholesky() if solver is None else solver)
-        defaults = default_options(lr=lr, damping=damping, momentum=momentum, weight_decay=weight_decay, l2=policy.l2)
+        rule = damping_rule(solver, policy)
+        defaults = default_options(
+            lr=(0.01 if policy.scale_free else 0.1) if lr is None else lr,
+            damping=(0.1 if isinstance(rule, RelativeDamping) else 1e-3) if damping is None else damping,
+            momentum=(0.95 if policy.scale_free else 0.9) if momentum is None else momentum,
+            weight_decay=weight_decay,
+            l2=policy.l2,
+        )
         super().__init__(
             model,
-            groups=complete_groups(model, groups, defaults, policy.fallback_lr),
+            groups=complete_groups(model, groups, defaults, policy.fallback),
             defaults=defaults,
             solver=solver,
-            damping=damping_rule(solver, policy),
+            damping=rule,
             policy=policy,
             generator=generator,
         )
@@ -103,6 +112,8 @@ def damping_rule(solver: Solver[Any], policy: Policy) -> Damping:  # Any: any st
         raise ValueError("corrected eigenvalues need an eigenbasis: pass solver=Eigen()")
     if policy.damping_rule is not None:
         return policy.damping_rule
+    if policy.scale_free:
+        return RelativeDamping(exact)
     if exact:
         return ExactDamping()
     return InputDamping() if policy.fisher.inputs_only else FactoredDamping()

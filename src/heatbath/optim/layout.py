@@ -83,6 +83,8 @@ class Layout:
         """Note who is absent, after `ready` changed."""
         self.absent = {site for site in self.sites if site.name not in self.ready}
         strays = {id(p) for site in self.absent for p in site.parameters().values()}
+        ready = [site for site in self.sites if site not in self.absent]
+        self.treated = list({id(p): p for site in ready for p in site.parameters().values()}.values())
         self.strays = [[p for p in group["params"] if id(p) in strays] for group in self._groups]
 
     def wake(self, captures: Sequence[bool]) -> set[Site]:

@@ -12,23 +12,25 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from heatbath.curvature import Capture, Reduction, Sharing, Site, is_parallel, piece
+from heatbath.curvature import Capture, Reduction, Sharing, Site, is_parallel, norms, piece
 from heatbath.layers import Rows
 from heatbath.optim.base import CurvatureOptimizer, loss_of
 from heatbath.optim.beside import CUDAStreams, Streams
 from heatbath.optim.checkpoint import OWN, check_layout, enter, rehearse, restore, save
 from heatbath.optim.coverage import Coverage, describe
-from heatbath.optim.damping import Damping
+from heatbath.optim.damping import Damping, RelativeDamping
 from heatbath.optim.fallback import fallback_step
+from heatbath.optim.heavy_ball import average_gradients
 from heatbath.optim.layout import Layout
 from heatbath.optim.observing import Seen, nothing_captured, passed_terms, summed_terms, turned_round
 from heatbath.optim.options import at_rest, check_generator, complete_group, own_parameters
+from heatbath.optim.packing import strided
 from heatbath.optim.policy import Policy
 from heatbath.optim.proposal import Proposal, move, objective
 from heatbath.optim.renewal import Renewal, renew_averages
@@ -36,6 +38,7 @@ from heatbath.optim.scaling import LossScale, loss_scale
 from heatbath.optim.schedule import Timetable
 from heatbath.optim.stacks import Stack
 from heatbath.optim.tally import Pass, Tally
+from heatbath.optim.trust import MatchedRMS
 from heatbath.solvers import Eigen, Solver, usable
 
 
@@ -144,7 +147,7 @@ class NaturalGradient(CurvatureOptimizer):
         known = {id(p) for group in self.param_groups for p in group["params"]}
         new = [p for p in self.model.parameters() if p.requires_grad and id(p) not in known]
         if new:
-            super().add_param_group(complete_group({"params": new}, self.defaults, self.policy.fallback_lr))
+            super().add_param_group(complete_group({"params": new}, self.defaults, self.policy.fallback))
         self.capture.detach()
         self._lay_out(self.layout)
 
@@ -156,7 +159,7 @@ class NaturalGradient(CurvatureOptimizer):
         """
         if self._built:
             param_group = {**param_group, "params": own_parameters(self.model, param_group)}
-        super().add_param_group(complete_group(param_group, self.defaults, self.policy.fallback_lr))
+        super().add_param_group(complete_group(param_group, self.defaults, self.policy.fallback))
         if self._built:
             self.refresh_layout()
 
@@ -241,13 +244,20 @@ class NaturalGradient(CurvatureOptimizer):
         renewed = False
         for stack, is_due, is_seen, is_new in zip(self.stacks, due, seen, new, strict=True):
             if stack.mean is not None:
-                amount = stack.damping(self.param_groups)
+                amount = self._amount(stack)
                 renewed |= renewal.visit(stack, amount, due=is_due, seen=is_seen, new=is_new)
         self._timetable.refreshed(self.steps, due)
         self._tally.refreshes += renewed
         for site in self.layout.welcome() if any(seen) else ():
             how = "gradients came, but through no call of the module; AdamW trains it till rows come"
             self._warn_once(f"{site.name or 'model'}: {how}")
+
+    def _amount(self, stack: Stack) -> float | Tensor:
+        """λ of a stack; relative damping leaves out the curvature of an L2 penalty, which has a unit."""
+        if isinstance(self.damping, RelativeDamping):
+            amount: float | Tensor = self.param_groups[stack.group]["damping"]
+            return amount
+        return stack.damping(self.param_groups)
 
     def _warn_once(self, message: str | None) -> None:
         """Say something, if there is something to say, at the line that called `step` and the first time only."""
@@ -349,6 +359,12 @@ class NaturalGradient(CurvatureOptimizer):
         count = self._count()
         grads = self.layout.packing.gather([count * group["l2"] for group in self.param_groups], self.layout.absent)
         grads = {i: grad / count if count > 1 else grad for i, grad in grads.items()}
+        natural, trusted = self._solve(grads)
+        rest = [p.grad for params in (*self.layout.fallback, *self.layout.strays) for p in params if p.grad is not None]
+        return Proposal.of(self.stacks, self.param_groups, grads, natural, trusted=trusted, rest=rest)
+
+    def _solve(self, grads: Mapping[int, Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """Natural gradients `[L, O, I]` by index of the stack, and which members may be used, bool `[L]`."""
         natural, trusted = {}, {}
         for i, grad in grads.items():
             stack = self.stacks[i]
@@ -357,16 +373,57 @@ class NaturalGradient(CurvatureOptimizer):
             if solution.state is not None:
                 stack.state = solution.state
             natural[i], trusted[i] = solution.value, usable(solution.outcome)
-        rest = [p.grad for params in (*self.layout.fallback, *self.layout.strays) for p in params if p.grad is not None]
-        return Proposal.of(self.stacks, self.param_groups, grads, natural, trusted=trusted, rest=rest)
+        return natural, trusted
+
+    def directions(self, rule: MatchedRMS) -> tuple[dict[int, tuple[list[Tensor], list[Tensor]]], Tensor]:
+        """Parameters with curvature and the preconditioned momentum of their gradients, of matched root mean square.
+
+        Returns:
+            Parameters and directions by index of the group, and whether all gradients are finite, a 0-d bool.
+        """
+        count = self._count()
+        treated, averaged = set(map(id, self.layout.treated)), {}
+        every = [(group, p, strided(p.grad)) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        finite = torch.isfinite(torch.stack([n.float() for n in norms([g for _, _, g in every])])).all()
+        for group in self.param_groups:
+            gradients = {p: g for own, p, g in every if own is group and id(p) in treated}
+            if gradients and (count > 1 or group["l2"]):
+                values = torch._foreach_mul(list(gradients.values()), 1 / count)
+                torch._foreach_add_(values, list(gradients), alpha=group["l2"])
+                gradients = dict(zip(gradients, values, strict=True))
+            averaged.update(
+                average_gradients(gradients, self.state, momentum=group["momentum"], nesterov=rule.nesterov, finite=finite)
+            )
+        natural, trusted = self._solve(self.layout.packing.gather([0.0] * len(self.param_groups), self.layout.absent, averaged))
+        usable_only = {i: v.nan_to_num(0.0, 0.0, 0.0).mul_(trusted[i].view(-1, 1, 1)) for i, v in natural.items()}
+        found = self.layout.packing.scatter(usable_only, self.layout.absent)
+        return {index: (params, rule(values, finite)) for index, (params, values) in found.items()}, finite
+
+    def _apply_matched(self, rule: MatchedRMS) -> Tensor:
+        """Move all parameters by directions of matched root mean square, or by AdamW; predicts nothing."""
+        found, finite = self.directions(rule)
+        if found:
+            self._tally.add_step(torch.ones_like(finite, dtype=torch.float32), finite)
+        self._tally.add_work(move(found, self.param_groups, finite))
+        self._step_fallback(finite)
+        return torch.zeros_like(finite, dtype=torch.float32)
+
+    def _step_fallback(self, finite: Tensor) -> None:
+        """AdamW for the parameters without curvature."""
+        for params, strays, group in zip(self.layout.fallback, self.layout.strays, self.param_groups, strict=True):
+            options = {**group, "l2": group["l2"] * self._count()}
+            self._tally.add_work(fallback_step([*params, *strays], self.state, options, finite))
 
     def _apply(self, *, predict: bool = False) -> Tensor:
         """Solve, trust, and move all parameters; returns the predicted reduction of the loss, 0-d, if asked to, else 0."""
+        if isinstance(self.policy.trust, MatchedRMS):
+            return self._apply_matched(self.policy.trust)
         proposal = self.propose()
         predicted = torch.zeros_like(proposal.finite, dtype=torch.float32)
         if proposal.natural:
             damping = [stack.damping(self.param_groups) for stack in self.stacks]
             if self.policy.quadratic is None:
+                assert self.policy.trust is not None
                 scale, momentum = self.policy.trust(proposal.change(), proposal.length), None
             else:
                 shared = self.policy.distributed and is_parallel()
@@ -377,9 +434,7 @@ class NaturalGradient(CurvatureOptimizer):
             predicted = proposal.reduction(moves, damping) if predict else predicted
             found = self.layout.packing.scatter(moves, self.layout.absent)
             self._tally.add_work(move(found, self.param_groups, proposal.finite))
-        for params, strays, group in zip(self.layout.fallback, self.layout.strays, self.param_groups, strict=True):
-            options = {**group, "l2": group["l2"] * self._count()}
-            self._tally.add_work(fallback_step([*params, *strays], self.state, options, proposal.finite))
+        self._step_fallback(proposal.finite)
         return predicted
 
     # --- what it did, and its state ----------------------------------------------------------------------------------

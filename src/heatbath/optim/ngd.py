@@ -18,7 +18,7 @@ from torch import nn
 from heatbath.curvature import Fisher
 from heatbath.optim.joint import JointNaturalGradient
 from heatbath.optim.joint_policy import JointPolicy
-from heatbath.optim.options import complete_groups, default_options
+from heatbath.optim.options import AdamW, complete_groups, default_options
 from heatbath.solvers import ConjugateGradient, Full, SmallSide, Solver
 
 
@@ -72,7 +72,7 @@ class NGD(JointNaturalGradient):
         defaults = default_options(lr=lr, damping=damping, momentum=momentum, weight_decay=weight_decay, l2=0.0)
         super().__init__(
             model,
-            groups=complete_groups(model, groups, defaults, 0.0),
+            groups=complete_groups(model, groups, defaults, AdamW(0.0)),
             defaults=defaults,
             fisher=fisher,
             solver=SmallSide() if solver is None else fit_solver(solver),

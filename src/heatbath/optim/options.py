@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,19 +17,39 @@ def default_options(
     return {"lr": lr, "damping": damping, "momentum": momentum, "weight_decay": weight_decay, "l2": l2}
 
 
+@dataclass(frozen=True)
+class AdamW:
+    """AdamW's options for parameters without curvature.
+
+    Args:
+        lr: learning rate; None: that of the group.
+        betas: of the moving averages.
+        eps: added to the root of the second moment.
+    """
+
+    lr: float | None = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+
+SCALE_FREE = AdamW(lr=None, betas=(0.9, 0.99), eps=1e-22)  # squares of smaller gradients underflow in float32
+
+
 def complete_group(
-    group: Mapping[str, Any], defaults: Mapping[str, Any], fallback_lr: float
+    group: Mapping[str, Any], defaults: Mapping[str, Any], fallback: AdamW
 ) -> dict[str, Any]:  # Any: torch's own type
     """A group with every option set; AdamW's learning rate is kept as a multiple of lr, so that schedules scale both.
 
     Raises:
         ValueError: an option out of range.
     """
-    complete = {"betas": (0.9, 0.999), "eps": 1e-8, **defaults, **group}
-    rate = complete.pop("fallback_lr", fallback_lr)
-    if not rate >= 0:
+    complete = {"betas": fallback.betas, "eps": fallback.eps, **defaults, **group}
+    rate = complete.pop("fallback_lr", fallback.lr)
+    if rate is None:
+        complete.setdefault("fallback_scale", 1.0)
+    elif not rate >= 0:
         raise ValueError(f"fallback_lr must be at least 0, got {rate}")
-    if "fallback_scale" not in group:
+    if "fallback_scale" not in complete:
         complete["fallback_scale"] = rate / complete["lr"] if complete["lr"] else 0.0
     for name in ("lr", "damping", "weight_decay", "l2"):
         if not complete[name] >= 0:
@@ -77,7 +98,7 @@ def own_parameters(model: nn.Module, group: Mapping[str, Any]) -> list[torch.Ten
 
 
 def complete_groups(
-    model: nn.Module, groups: Iterable[Mapping[str, Any]], defaults: Mapping[str, Any], fallback_lr: float
+    model: nn.Module, groups: Iterable[Mapping[str, Any]], defaults: Mapping[str, Any], fallback: AdamW
 ) -> list[dict[str, Any]]:  # Any: torch's own type
     """Groups with every option set and every trainable parameter in one of them.
 
@@ -89,10 +110,10 @@ def complete_groups(
     for group in groups:
         params = own_parameters(model, group)
         taken |= {id(p) for p in params}
-        complete.append(complete_group({**group, "params": params}, defaults, fallback_lr))
+        complete.append(complete_group({**group, "params": params}, defaults, fallback))
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
     if rest:
-        complete.append(complete_group({"params": rest}, defaults, fallback_lr))
+        complete.append(complete_group({"params": rest}, defaults, fallback))
     if not complete:
         raise ValueError("the model has no parameter that requires gradients: nothing to train")
     return complete

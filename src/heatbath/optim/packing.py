@@ -93,12 +93,15 @@ class Packing:
             else:
                 self._irregular.append(_Irregular(site, entries, {n: group_of[id(p)] for n, p in parameters.items()}))
 
-    def gather(self, l2: Sequence[float], absent: Set[Site] = frozenset()) -> dict[int, Tensor]:
+    def gather(
+        self, l2: Sequence[float], absent: Set[Site] = frozenset(), values_of: Mapping[Tensor, Tensor] | None = None
+    ) -> dict[int, Tensor]:
         """Gradients of each stack that has any, `[L, O, I]`, by its index; missing ones are zeros.
 
         Args:
             l2: for each parameter group, the factor on parameters that is added to gradients.
             absent: sites to leave out.
+            values_of: what to take in the place of a parameter's gradient; None: gradients.
         """
         active = {w.stack for w in self._windows if w.parameter.grad is not None and w.site not in absent}
         for odd in self._irregular:
@@ -113,19 +116,27 @@ class Packing:
                     view.zero_()
                     continue
                 views.append(view)
-                values.append(whole(strided(w.parameter.grad)))
+                values.append(whole(strided(w.parameter.grad) if values_of is None else values_of[w.parameter]))
                 parameters.append(w)
         if views:
             torch._foreach_copy_(views, values)
         for odd in self._irregular:
-            self._gather_irregular(odd, packed, l2, empty=odd.site in absent)
+            self._gather_irregular(odd, packed, l2, values_of, empty=odd.site in absent)
         for group, factor in enumerate(l2):
             of_group = [(v, w.parameter) for v, w in zip(views, parameters, strict=True) if w.group == group]
             if factor and of_group:
                 torch._foreach_add_([v for v, _ in of_group], [whole(p).to(v.dtype) for v, p in of_group], alpha=factor)
         return packed
 
-    def _gather_irregular(self, odd: _Irregular, packed: Mapping[int, Tensor], l2: Sequence[float], *, empty: bool) -> None:
+    def _gather_irregular(
+        self,
+        odd: _Irregular,
+        packed: Mapping[int, Tensor],
+        l2: Sequence[float],
+        values_of: Mapping[Tensor, Tensor] | None,
+        *,
+        empty: bool,
+    ) -> None:
         """Fill in one site by its rule, with zeros if it is to be empty."""
         if odd.entries[0][0] not in packed:
             return
@@ -137,14 +148,15 @@ class Packing:
         for name, p in odd.site.parameters().items():
             if p.grad is not None and not empty:
                 factor = l2[odd.groups[name]]
-                grads[name] = whole(p.grad + factor * p if factor else p.grad)
+                value = p.grad if values_of is None else values_of[p]
+                grads[name] = whole(value + factor * p if factor else value)
         for (i, place), block in zip(odd.entries, odd.site.rule.pack(odd.site.module, grads), strict=True):
             packed[i][place.slice] = block.to(packed[i].dtype)
 
     def scatter(
         self, tensors: Mapping[int, Tensor], absent: Set[Site] = frozenset()
     ) -> dict[int, tuple[list[Tensor], list[Tensor]]]:
-        """Parameters that have a gradient, and their windows of some stacks' tensors, by parameter group.
+        """Parameters that have a gradient, and their windows of some stacks' tensors, in the stacks' dtype, by group.
 
         Args:
             tensors: by index of the stack, `[L, O, I]`; only read.
@@ -156,7 +168,7 @@ class Packing:
         def note(group: int, parameter: Tensor, value: Tensor) -> None:
             parameters, values = found.setdefault(group, ([], []))
             parameters.append(parameter)
-            values.append(value if value.dtype == parameter.dtype else value.to(parameter.dtype))
+            values.append(value)
 
         for w in self._windows:
             if w.stack in tensors and w.parameter.grad is not None and w.site not in absent:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from heatbath.curvature import EmpiricalFisher, Fisher, Reduction, Sharing
 from heatbath.layers import LayerRule, default_rules
 from heatbath.optim.damping import Damping, LevenbergMarquardt
+from heatbath.optim.options import SCALE_FREE, AdamW
 from heatbath.optim.quadratic import QuadraticModel
 from heatbath.optim.schedule import Interval, Timetable
-from heatbath.optim.trust import KLClip, Trust
+from heatbath.optim.trust import KLClip, MatchedRMS, Trust
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,11 @@ class Policy:
             used at once, and so is that of a stack with a layer that is called for the first time. Pays with solvers that wait
             for no device while they prepare: `Cholesky`, `NewtonSchulz`, `WarmStarted`. Never run on a GPU.
         decay: β of the moving averages, in [0, 1).
-        trust: shortens steps.
+        trust: the step rule: how long a step is, and with it whether momentum is that of the gradients and damping relative;
+            None: `MatchedRMS`, but `KLClip` for `preconditioned` and beside `quadratic` or `adapt`, which need the loss's unit.
         quadratic: takes learning rate and momentum from the exact quadratic model instead of trust; None: does not.
-        damping_rule: how λ joins the curvature; None: exact for `Eigen`, on the inputs for `InputOnly`, factored Tikhonov else.
+        damping_rule: how λ joins the curvature; None: relative for `MatchedRMS`; else exact for `Eigen`, on the inputs
+            for `InputOnly`, factored Tikhonov for the rest.
         adapt: adapts λ from the loss after a step, `step(evaluate=…)`; None: λ stays as it is.
         fisher: which Fisher matrix the factors are made of.
         reduction: how the loss joins its terms; None: a mean over all terms of observed outputs, over examples where nothing is
@@ -48,6 +51,7 @@ class Policy:
         rules: layer rules.
         skip: `skip(name, module)` is true for modules to leave to AdamW.
         fallback_lr: AdamW's learning rate for parameters without curvature; schedules scale it along with lr.
+            None: lr for `MatchedRMS`, else 1e-3.
         corrected: correct eigenvalues (EKFAC); needs `Eigen`. Embeddings keep their Kronecker product.
         max_dim: the largest factor held in full. None: no limit. `Eigen` takes whole factors whatever this says.
         rank: of the low-rank form in which larger factors are held (`heatbath.operators.Sketched`); None, or where it is half a
@@ -70,7 +74,7 @@ class Policy:
     refresh_above: float | None = None
     overlap: bool = False
     decay: float = 0.95
-    trust: Trust = field(default_factory=KLClip)
+    trust: MatchedRMS | Trust | None = None
     quadratic: QuadraticModel | None = None
     damping_rule: Damping | None = None
     adapt: LevenbergMarquardt | None = None
@@ -80,7 +84,7 @@ class Policy:
     sharing: Mapping[str, Sharing] = field(default_factory=dict)
     rules: Sequence[LayerRule] = field(default_factory=default_rules)
     skip: Callable[[str, nn.Module], bool] | None = None
-    fallback_lr: float = 1e-3
+    fallback_lr: float | None = None
     corrected: bool = False
     max_dim: int | None = 2048
     rank: int | None = 256
@@ -96,7 +100,7 @@ class Policy:
         if not (self.boost > 1 and 0 < self.relax <= 1):
             raise ValueError(f"boost must exceed 1 and relax lie in (0, 1], got {self.boost} and {self.relax}")
         for name, value in (("fallback_lr", self.fallback_lr), ("l2", self.l2)):
-            if not value >= 0:
+            if value is not None and not value >= 0:
                 raise ValueError(f"{name} must be at least 0, got {value}")
         if self.batch_dim not in (0, 1):
             raise ValueError(f"batch_dim must be 0, or 1 for sequence-first models, got {self.batch_dim}")
@@ -112,6 +116,26 @@ class Policy:
             raise ValueError(
                 "corrected eigenvalues are captured along the newest basis, which cannot be late: leave overlap off"
             )
+
+        if isinstance(self.trust, MatchedRMS) and (self.quadratic is not None or self.adapt is not None):
+            raise ValueError("the quadratic model and damping that adapts need the loss's unit: leave out trust=MatchedRMS()")
+
+    def completed(self, rule: MatchedRMS | Trust) -> Policy:
+        """The policy with a step rule: `rule` where it names none."""
+        if self.trust is not None:
+            return self
+        return replace(self, trust=rule if self.quadratic is None and self.adapt is None else KLClip())
+
+    @property
+    def scale_free(self) -> bool:
+        """Whether steps know no unit of the loss."""
+        return isinstance(self.trust, MatchedRMS)
+
+    @property
+    def fallback(self) -> AdamW:
+        """AdamW's options for parameters without curvature."""
+        fallback = SCALE_FREE if self.scale_free else AdamW()
+        return fallback if self.fallback_lr is None else replace(fallback, lr=self.fallback_lr)
 
     @property
     def factors(self) -> Interval:

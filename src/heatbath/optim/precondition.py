@@ -18,9 +18,10 @@ from heatbath.curvature import piece, share
 from heatbath.optim.coverage import Coverage
 from heatbath.optim.kfac import damping_rule, fit_solver
 from heatbath.optim.natural import NaturalGradient
-from heatbath.optim.options import complete_group, default_options
+from heatbath.optim.options import AdamW, complete_group, default_options
 from heatbath.optim.policy import Policy
 from heatbath.optim.scaling import loss_scale
+from heatbath.optim.trust import KLClip, MatchedRMS
 from heatbath.solvers import Cholesky, Solver
 from heatbath.work import Work
 
@@ -56,12 +57,12 @@ def preconditioned(
     >>> model(torch.ones(4, 3)).square().mean().backward()
     >>> sgd.step()
     """
-    policy = Policy() if policy is None else policy
+    policy = (Policy() if policy is None else policy).completed(KLClip())
     if policy.quadratic is not None or policy.adapt is not None:
         raise ValueError("the quadratic model and adaptive damping choose the step themselves: use KFAC instead")
     solver = fit_solver(Cholesky() if solver is None else solver)
     defaults = default_options(lr=1.0, damping=damping, momentum=0.0, weight_decay=0.0, l2=policy.l2)
-    groups = [complete_group({"params": group["params"]}, defaults, 0.0) for group in optimizer.param_groups]
+    groups = [complete_group({"params": group["params"]}, defaults, AdamW(0.0)) for group in optimizer.param_groups]
     rule = damping_rule(solver, policy)
     options: dict[str, Any] = {"solver": solver, "damping": rule, "policy": policy, "generator": generator}
     return Preconditioner(optimizer, NaturalGradient(model, groups=groups, defaults=defaults, **options))
@@ -141,18 +142,28 @@ class Preconditioner:
         natural = self.natural
         new = optimizer.param_groups[len(natural.param_groups) :]
         for mine, theirs in zip(natural.param_groups, optimizer.param_groups, strict=False):
-            mine["lr"], mine["momentum"] = theirs["lr"], theirs.get("momentum", 0.0)
+            mine["lr"] = theirs["lr"]
+            mine["momentum"] = 0.0 if natural.policy.scale_free else theirs.get("momentum", 0.0)
         scale = loss_scale(optimizer, self.scaler)
         if not natural.bring_up_to_date(scale):
             return
-        proposal = natural.propose()
-        if proposal.natural:
-            trust = natural.policy.trust(proposal.change(), proposal.length)
+        rule = natural.policy.trust
+        if isinstance(rule, MatchedRMS):
+            found, finite = natural.directions(rule)
+            natural._tally.add_step(torch.ones_like(finite, dtype=torch.float32), finite)
+            for parameter, value in (pair for params, values in found.values() for pair in zip(params, values, strict=True)):
+                assert parameter.grad is not None  # scatter leaves out parameters without
+                parameter.grad = torch.where(finite, share(value.to(parameter.dtype), parameter), parameter.grad)
+        elif (proposal := natural.propose()).natural:
+            assert rule is not None
+            trust = rule(proposal.change(), proposal.length)
             natural._tally.add_step(trust, proposal.finite)
             grads = {i: torch.where(proposal.finite, v * trust, proposal.grads[i]) for i, v in proposal.natural.items()}
             for parameters, values in natural.layout.packing.scatter(grads, natural.layout.absent).values():
                 for parameter, value in zip(parameters, values, strict=True):
-                    parameter.grad = share(value.clone(memory_format=torch.contiguous_format), parameter)
+                    parameter.grad = share(
+                        value.to(parameter.dtype, copy=True, memory_format=torch.contiguous_format), parameter
+                    )
         if scale.pending is not None:
             every = [p.grad for group in natural.param_groups for p in group["params"] if p.grad is not None]
             torch._foreach_mul_([piece(g) for g in every], scale.pending)

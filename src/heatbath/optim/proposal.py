@@ -175,7 +175,8 @@ def move(
 def _flat(groups: Mapping[int, tuple[list[Tensor], list[Tensor]]]) -> tuple[list[Tensor], list[Tensor]]:
     """Parameters and their directions, of all groups."""
     pairs = [groups[index] for index in sorted(groups)]
-    return [p for parameters, _ in pairs for p in parameters], [v for _, values in pairs for v in values]
+    every = [(p, v.to(p.dtype)) for parameters, values in pairs for p, v in zip(parameters, values, strict=True)]
+    return [p for p, _ in every], [v for _, v in every]
 
 
 def _total(parts: Sequence[Tensor]) -> Tensor:

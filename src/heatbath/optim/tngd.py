@@ -35,7 +35,7 @@ from heatbath.machines import Faulty, Machine, Schedule
 from heatbath.operators import Operator
 from heatbath.optim.joint import JointNaturalGradient
 from heatbath.optim.joint_policy import JointPolicy
-from heatbath.optim.options import complete_groups, default_options
+from heatbath.optim.options import AdamW, complete_groups, default_options
 from heatbath.solvers import Full, Guarded, Solution, Solver, ThermodynamicSolve
 from heatbath.work import Work
 
@@ -129,7 +129,7 @@ class TNGD(JointNaturalGradient):
         defaults = default_options(lr=lr, damping=damping, momentum=0.0, weight_decay=0.0, l2=0.0)
         super().__init__(
             model,
-            groups=complete_groups(model, groups, defaults, 0.0),
+            groups=complete_groups(model, groups, defaults, AdamW(0.0)),
             defaults=defaults,
             fisher=fisher,
             solver=relaxation(machine, time, policy),

@@ -1,4 +1,11 @@
-"""How far to trust one step.
+"""Step rules: how long a step is.
+
+*Matched RMS* knows no unit of the loss. The natural gradient V of each tensor gives its direction only, and the update is
+
+    ΔW = −lr · 0.2 · V / rms(V),    rms(V) = ‖V‖_F / √(number of entries),
+
+the size of AdamW's updates (Liu et al. 2025, arXiv 2502.16982, for Muon). V is then the preconditioned momentum of the
+gradients: momentum after the preconditioner would add up directions that each step measures with another curvature.
 
 KL clip (Ba, Grosse & Martens 2017, §5): for the natural gradient v = F⁻¹g the step −lr·v changes the model's predictions by a
 Kullback–Leibler divergence of about ½ lr² vᵀFv = ½ lr² vᵀg. Scaling by
@@ -11,12 +18,15 @@ of the step instead, ν = min(1, ρ / ‖lr·v‖). All of it stays on the devic
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from heatbath.operators import upload
 
 
 class Trust(Protocol):
@@ -73,6 +83,40 @@ class NormClip:
     def __call__(self, predicted: Tensor, length: Callable[[], Tensor], /) -> Tensor:
         size = length().to(predicted.dtype)
         return (self.radius / size.clamp_min(torch.finfo(size.dtype).tiny)).clamp_max(1.0)
+
+
+@dataclass(frozen=True)
+class MatchedRMS:
+    """Give every tensor's update the same root mean square, lr times `rms`; momentum is that of the gradients.
+
+    The default. Multiplying the loss by a constant changes no step. Damping is relative to the factors (`RelativeDamping`).
+
+    Args:
+        rms: root mean square of an update, in units of lr; 0.2 is what AdamW's updates have.
+        nesterov: precondition g + μm instead of m, where m ← μm + g.
+
+    Raises:
+        ValueError: rms is not positive.
+    """
+
+    rms: float = 0.2
+    nesterov: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.rms > 0:
+            raise ValueError(f"rms must be positive, got {self.rms}")
+
+    def __call__(self, values: Sequence[Tensor], finite: Tensor) -> list[Tensor]:
+        """The tensors with their root mean square matched; zeros stay zeros.
+
+        Args:
+            values: directions, one a tensor.
+            finite: 0-d bool; where false, zeros are returned.
+        """
+        norms = torch.stack(torch._foreach_norm(list(values)))
+        sizes = upload([math.sqrt(value.numel()) for value in values], norms.device, norms.dtype)
+        scales = torch.where(finite & (norms > 0), self.rms * sizes / norms, 0.0)
+        return list(torch._foreach_mul(list(values), list(scales.unbind())))
 
 
 @dataclass(frozen=True)

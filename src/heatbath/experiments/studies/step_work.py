@@ -26,7 +26,7 @@ from torch import nn
 
 from heatbath.experiments.counting import model_work, update_work
 from heatbath.experiments.studies.networks import Network
-from heatbath.optim import KFAC, Policy
+from heatbath.optim import KFAC, KLClip, Policy
 from heatbath.solvers import Solver
 from heatbath.work import Job, Work
 
@@ -92,7 +92,9 @@ def second_order_step(network: Network, solver: Solver[Any], *, passes: Work | N
         model, batch = network.model(), network.batch()
     if passes is None:
         passes = model_work(model, network.loss, batch)
-    policy = Policy(factor_every=1, refresh_every=2, patience=0, max_dim=None, skip=network.skip, distributed=False)
+    policy = Policy(
+        factor_every=1, refresh_every=2, patience=0, max_dim=None, skip=network.skip, distributed=False, trust=KLClip()
+    )
     optimizer = KFAC(model, solver=solver, policy=policy)
     for refreshed in (True, False, True, False):
         before = optimizer.work
