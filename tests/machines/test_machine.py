@@ -183,3 +183,13 @@ def test_a_cuda_device_gives_what_the_cpu_gives(law: type) -> None:
     error = (cpu - cuda).abs()
     assert float(error.max()) < 1.1 * step
     assert float((error > 1e-10).double().mean()) < 0.05
+
+
+@pytest.mark.parametrize("stack", [(), (2,)])
+@pytest.mark.parametrize("law", [ExactLaw, FastLaw])
+def test_an_empty_batch_of_drives_gives_an_empty_reading(stack: tuple[int, ...], law: type) -> None:
+    machine = Machine(load_machine("tngd-2024"))
+    schedule = Schedule(40e-6, 10e-6)
+    programmed = machine.program(torch.eye(3).expand(*stack, 3, 3), schedule=schedule, law=law)
+    reading = machine.run(programmed, torch.zeros(*stack, 0, 3), schedule=schedule)
+    assert reading.mean.shape == (*stack, 0, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 
@@ -113,3 +114,26 @@ def test_a_missing_name_is_asked_for() -> None:
 def test_a_machine_that_states_no_time_to_converge_takes_fifty_time_constants() -> None:
     assert MachineSpec(name="silent", tau=2e-6).default_settle_seconds == pytest.approx(1e-4)
     assert MachineSpec(name="stated", tau=2e-6, settle_taus=7.0).default_settle_seconds == pytest.approx(1.4e-5)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tau": 10**400},
+        {"tau": 1e-6, "cells": 10**5000},
+        {"tau": 1e-6, "noise_volts_rms": 1e200},
+        {"tau": 1e-6, "noise_volts_rms": 1e-200},
+        {"tau": 1e-6, "noise_volts_rms": 1e-3, "full_scale_volts": 5e-324},
+        {"tau": 1e-6, "rail_volts": 1.0, "full_scale_volts": 5e-324},
+        {"tau": 1e-6, "read_noise_volts_rms": 1e-3, "full_scale_volts": 5e-324},
+        {"resistance": 1e-200, "capacitance": 1e-200},
+        {"resistance": 1e200, "capacitance": 1e200},
+        {"tau": 1e300, "settle_taus": 1e300},
+        {"resistance": 1e-170, "capacitance": 1e170, "inductance": 1.0},
+        {"resistance": 1.0, "capacitance": 1e-320, "temperature": 1e300},
+        *({name: value, "tau": 1e-6} for name in ("noise_volts_rms", "bandwidth") for value in (math.nan, math.inf)),
+    ],
+)
+def test_numbers_whose_consequences_are_no_numbers_are_refused(fields: dict) -> None:
+    with pytest.raises(ValueError, match=r"too large|out of range"):
+        MachineSpec(name="extreme", **fields)

@@ -145,7 +145,7 @@ class ExactLaw(Law):
         """Modes to voltages, x = U y, in one product."""
         present = [p.expand_as(like) for p in parts if p is not None]
         rows = present[0] if len(present) == 1 else torch.cat(present, -2)
-        lifted = iter((rows @ self.modes.mT).split(like.shape[-2], -2))
+        lifted = iter((rows @ self.modes.mT).unflatten(-2, (len(present), like.shape[-2])).unbind(-3))
         return [None if p is None else next(lifted) for p in parts]
 
 

@@ -104,7 +104,7 @@ class MachineSpec:
             value = getattr(self, f.name)
             if f.name != "name" and value is not None:
                 object.__setattr__(self, f.name, _checked(f, value))
-        for complaint in _contradictions(self):
+        for complaint in _contradictions(self):  # the first one is raised
             raise ValueError(f"machine {self.name!r}: {complaint}")
 
     @property
@@ -154,11 +154,37 @@ class MachineSpec:
         return ((self.read_noise_volts_rms or 0.0) / self.volts) ** 2
 
 
+def _unrepresentable(spec: MachineSpec) -> Iterator[str]:
+    """Derived figures that overflow, or that underflow to 0 although what makes them is stated."""
+    thermal = spec.temperature is not None and spec.capacitance is not None
+    derived = (
+        (True, "time_constant", "tau, or resistance and capacitance"),
+        (True, "default_settle_seconds", "settle_taus and the time constant"),
+        (spec.rail_volts is not None, "rail", "rail_volts and full_scale_volts"),
+        (
+            thermal or spec.noise_volts_rms is not None,
+            "noise",
+            "temperature, capacitance, noise_volts_rms and full_scale_volts",
+        ),
+        (spec.read_noise_volts_rms is not None, "read_noise", "read_noise_volts_rms and full_scale_volts"),
+        (spec.inductance is not None and spec.capacitance is not None and spec.resistance is not None, "inertia", "L/(R²C)"),
+    )
+    for stated, name, made_of in derived:
+        try:
+            representable = not stated or 0 < getattr(spec, name) < math.inf
+        except (OverflowError, ZeroDivisionError):
+            representable = False
+        if not representable:
+            yield f"{name}, which follows from {made_of}, is too large or too small for a float64; check their units"
+
+
 def _contradictions(spec: MachineSpec) -> Iterator[str]:
     """What cannot be true at once."""
     parts = spec.resistance is not None and spec.capacitance is not None
     if spec.tau is None and not parts:
         yield "tau is missing; give tau in seconds, or resistance (ohm) and capacitance (F)"
+        return
+    yield from _unrepresentable(spec)
     if spec.tau is not None and spec.resistance is not None and spec.capacitance is not None:
         product = spec.resistance * spec.capacitance
         if not math.isclose(product, spec.tau, rel_tol=0.01):
@@ -180,10 +206,20 @@ def _contradictions(spec: MachineSpec) -> Iterator[str]:
         yield from (f"{name} needs a drift_exponent" for name in ("drift_spread", "hold_seconds") if getattr(spec, name))
 
 
+def _shown(value: float) -> str:
+    """A number for a message; Python refuses to print whole numbers of thousands of digits."""
+    return repr(value) if isinstance(value, float) or abs(value) < 10**30 else "a whole number of more than 30 digits"
+
+
 def _checked(f: Field[Any], value: Any) -> Any:  # Any: values from a file
     kind, unit = f.metadata["kind"], f.metadata.get("unit", "")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            raise ValueError(
+                f"{f.name} is a whole number of more than 308 digits, too large for a float64; check its unit"
+            ) from None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         wanted = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}[kind]
         of = f" in {unit}" if unit else ""
@@ -195,7 +231,7 @@ def _checked(f: Field[Any], value: Any) -> Any:  # Any: values from a file
             left, right = ("[", "]") if closed else ("(", ")")
             of = f" {unit}" if unit else ""
             raise ValueError(
-                f"{f.name} = {value!r} is out of range; allowed: {left}{low:g}, {high:g}{right}{of}; "
+                f"{f.name} = {_shown(value)} is out of range; allowed: {left}{low:g}, {high:g}{right}{of}; "
                 "leave it out if it is ideal or not stated"
             )
     return value
