@@ -193,3 +193,20 @@ def test_bad_parameters_are_refused(iterations: int, tolerance: float) -> None:
 def test_a_preconditioner_that_cannot_take_the_operator_says_so() -> None:
     with pytest.raises(TypeError, match="Cholesky takes Dense or Diagonal, got Kronecker"):
         ConjugateGradient(preconditioner=Cholesky()).prepare(Kronecker(Diagonal(torch.ones(2)), Diagonal(torch.ones(2))))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-24, 1e24, 1e30])
+def test_the_scale_of_right_hand_sides_does_not_matter(size: float) -> None:
+    matrix, rhs = spd(2, n=6).float(), normal(2, 3, 6).float()
+    guess = 0.9 * solved(matrix, rhs)
+    for start in (None, guess):
+        solution = run(ConjugateGradient(), Dense(matrix), rhs * size, None if start is None else start * size)
+        assert solution.outcome.tolist() == [Outcome.SOLVED.code] * 2
+        assert relative(solution.value / size, solved(matrix, rhs)) < 1e-4
+
+
+@pytest.mark.parametrize("stack", [(), (2,)])
+def test_an_empty_batch_is_solved(stack: tuple[int, ...]) -> None:
+    solution = run(ConjugateGradient(), Dense(spd(*stack, n=3)), normal(*stack, 0, 3))
+    assert solution.value.shape == (*stack, 0, 3)
+    assert (solution.outcome == Outcome.SOLVED.code).all()

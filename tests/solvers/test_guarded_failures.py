@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -179,3 +181,27 @@ def test_what_was_clipped_while_preparing_is_counted() -> None:
     inverted, _ = Guarded(ThermodynamicInverse(machine, UnitVectors(LONG), equilibrate=False)).prepare(matrix)
     assert clips_of(held) == clips_of(inverted) == 1
     assert clips_of(Guarded(NewtonSchulz()).prepare(matrix)[0]) is None
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-24, 1e-20, 1e20, 1e30])
+def test_garbage_is_told_at_every_scale_of_float32(size: float) -> None:
+    """Squares of 1e-24 are 0 in float32: a residual that is taken without scaling is 0 for any answer."""
+    matrix, rhs = spd(2, n=5).float(), normal(2, 3, 5).float() * size
+    garbage = Approximate(torch.linalg.inv(spd(2, n=5, seed=3).float()) * 5)
+    for solver, want in (
+        (Guarded(garbage, residual_tolerance=0.1), Outcome.FELL_BACK),
+        (Refined(garbage, 1, tolerance=0.1), Outcome.INACCURATE),
+    ):
+        solution = solver.solve(solver.prepare(Dense(matrix))[0], rhs)
+        assert solution.outcome.tolist() == [want.code] * 2
+        if want is Outcome.FELL_BACK:
+            assert relative(solution.value / size, solved(matrix, rhs / size)) < 1e-4
+
+
+@pytest.mark.parametrize("make", [Guarded, Refined, lambda inner: ConjugateGradient(preconditioner=inner)])
+@pytest.mark.parametrize("inner", [NewtonSchulz, "cholesky", None])
+def test_what_is_no_solver_is_refused_at_construction(make: Callable[..., object], inner: object) -> None:
+    if make not in (Guarded, Refined) and inner is None:
+        return
+    with pytest.raises(TypeError, match="must be a solver"):
+        make(inner)

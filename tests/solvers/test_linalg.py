@@ -180,3 +180,55 @@ def test_work_is_that_of_the_solver_and_of_the_measured_residual() -> None:
     machine = linalg.solve(matrix, rhs, machine=ROUGH, generator=fresh()).work
     assert machine.programmings == 2
     assert machine.analog_seconds == pytest.approx(2 * 3 * 50 * TAU)
+
+
+COARSE = Machine(MachineSpec(name="coarse", tau=TAU, matrix_bits=3, drive_bits=4, read_bits=4))
+
+
+@pytest.mark.parametrize("machine", [None, ROUGH])
+@pytest.mark.parametrize("rhs", [torch.zeros(3), torch.zeros(0, 3), torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 3.0]])])
+def test_right_hand_sides_of_zeros_and_empty_batches_are_ordinary(machine: Machine | None, rhs: torch.Tensor) -> None:
+    result = linalg.solve(torch.eye(3), rhs, machine=machine, generator=fresh(1))
+    assert result.solved
+    assert result.value.shape == rhs.shape
+    torch.testing.assert_close(result.value, rhs, rtol=0, atol=0.01)
+    assert (result.error <= 0.1).all()
+    assert bool(rhs.any()) or result.error.item() == 0
+
+
+@pytest.mark.filterwarnings("ignore::heatbath.solvers.prediction.InaccuracyWarning")
+@pytest.mark.parametrize("size", [1e-37, 1e-30, 1e-24, 1e-22, 1.0, 1e19, 1e25, 1e37])
+def test_stated_errors_hold_at_every_scale_of_float32(size: float) -> None:
+    """Squares of 1e-24 are 0 in float32 and those of 1e25 infinite: the bound is measured where neither happens."""
+    matrix, rhs = spd(n=6, condition=5).float(), normal(6).float()
+    unit = linalg.solve(matrix, rhs, machine=COARSE, generator=fresh(1))
+    result = linalg.solve(matrix, rhs * size, machine=COARSE, generator=fresh(1))
+    want = solved(matrix.double(), (rhs * size).double().unsqueeze(0)).squeeze(0)
+    error = (result.value.double() - want).norm()
+    assert error > 0.1 * want.norm()  # as coarse a machine as that
+    assert error <= result.error
+    torch.testing.assert_close(result.relative_error, unit.relative_error, rtol=1e-3, atol=0)
+    torch.testing.assert_close(result.notes["residual"], unit.notes["residual"], rtol=1e-3, atol=0)
+
+
+def test_errors_of_huge_right_hand_sides_are_stated() -> None:
+    matrix, rhs = spd(n=4, condition=5), normal(4) * 1e250
+    result = linalg.solve(matrix, rhs, machine=ROUGH, generator=fresh(1))
+    assert 1e-6 < result.relative_error.item() < 0.2
+
+
+@pytest.mark.parametrize("machine", [None, ROUGH])
+def test_overflow_is_not_called_solved(machine: Machine | None) -> None:
+    solution = linalg.solve(torch.eye(3) * 1e-20, torch.full((3,), 1e30), machine=machine, generator=fresh(1))
+    inverse = linalg.inv(torch.eye(3, dtype=torch.float64) * 1e-310, machine=machine, generator=fresh(1))
+    for result in (solution, inverse):
+        assert not result.solved
+        assert result.messages == [Outcome.NONFINITE.value]
+
+
+@pytest.mark.parametrize("solver", ["cholesky", Cholesky, ROUGH])
+def test_what_is_no_solver_is_refused(solver: Any) -> None:
+    with pytest.raises(TypeError, match="solver must be a solver"):
+        linalg.solve(torch.eye(2), torch.ones(2), solver=solver)
+    with pytest.raises(TypeError, match="solver must be a solver"):
+        linalg.inv(torch.eye(2), solver=solver)

@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from heatbath.machines import Machine, load_machine
 from heatbath.operators import Dense, Diagonal, Kronecker, same_structure, select
-from heatbath.solvers import Cholesky, NewtonSchulz, Outcome, WarmStarted
+from heatbath.solvers import Cholesky, NewtonSchulz, Outcome, ThermodynamicSolve, WarmStarted
 from heatbath.solvers.inverse import Inverse
 from heatbath.work import Work, elementwise, matmul
 from tests.solvers.truth import NoHostSync, normal, relative, solved, spd
+
+MACHINE = Machine(load_machine("tngd-2024"))
 
 
 def inverse_of(matrix: Tensor, previous: Inverse | None = None, solver: WarmStarted | None = None) -> Inverse:
@@ -92,3 +95,9 @@ def test_work_is_that_of_the_way_taken() -> None:
 def test_other_structures_are_refused() -> None:
     with pytest.raises(TypeError, match=r"Cholesky takes Dense or Diagonal, got Kronecker; wrap it: Factorwise"):
         WarmStarted().prepare(Kronecker(Dense(torch.eye(2)), Dense(torch.eye(2))))
+
+
+@pytest.mark.parametrize("options", [{"inner": ThermodynamicSolve(MACHINE)}, {"inner": Cholesky()}, {"cold": NewtonSchulz()}])
+def test_only_what_goes_on_from_an_inverse_is_taken(options: dict) -> None:
+    with pytest.raises(TypeError, match=r"of WarmStarted must be"):
+        WarmStarted(**options)

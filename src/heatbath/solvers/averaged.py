@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from heatbath.operators import Operator, map_tensors, tree
-from heatbath.solvers.base import Solution, Solver, usable
+from heatbath.solvers.base import Solution, Solver, check_solver, usable
 from heatbath.solvers.products import finite_members, over
 from heatbath.work import Work, elementwise
 
@@ -49,6 +49,7 @@ class Averaged(Solver[Copies]):
     copies: int = 16
 
     def __post_init__(self) -> None:
+        check_solver(self.inner, "inner")
         if self.copies < 2:
             raise ValueError(f"Averaged needs at least two copies, got {self.copies}; with one use the inner solver")
 

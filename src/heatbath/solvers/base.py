@@ -125,3 +125,14 @@ class Solver(ABC, Generic[State]):
     def explicit(self, state: State) -> Any | None:  # Any: an `Inverse`, which is made of what is here
         """The `Inverse` that solving with a state comes to; None where solving does more than apply one."""
         return None
+
+
+def check_solver(value: object, name: str) -> None:
+    """Refuse what is no solver.
+
+    Raises:
+        TypeError: a class, a name, or anything else that is not an instance of a `Solver`.
+    """
+    if not isinstance(value, Solver):
+        hint = f"write {value.__name__}()" if isinstance(value, type) and issubclass(value, Solver) else "such as Cholesky()"
+        raise TypeError(f"{name} must be a solver, got {value!r}; {hint}")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from heatbath.operators import Dense, Operator, tree
-from heatbath.solvers.base import Solution, Solver, worse
+from heatbath.solvers.base import Solution, Solver, check_solver, worse
 from heatbath.solvers.products import members
 from heatbath.work import Work, elementwise, matmul
 
@@ -60,6 +60,7 @@ class Blocked(Solver[BlockFactors]):
     cells: int
 
     def __post_init__(self) -> None:
+        check_solver(self.inner, "inner")
         if self.cells < 1:
             raise ValueError(f"Blocked needs cells >= 1, got {self.cells}")
 

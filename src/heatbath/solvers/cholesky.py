@@ -15,6 +15,7 @@ from torch import Tensor
 from heatbath.operators import Dense, Diagonal, Operator
 from heatbath.solvers.base import Outcome, Solution, Solver
 from heatbath.solvers.inverse import Inverse, apply_inverse, invert_diagonal
+from heatbath.solvers.products import mark_nonfinite
 from heatbath.work import Work, cholesky, inverse
 
 
@@ -45,6 +46,7 @@ class Cholesky(Solver[Inverse]):
         if inverse_matrix.stride(-1) != 1:  # LAPACK's columns are rows of the same symmetric matrix: as a checkpoint has them
             inverse_matrix = inverse_matrix.mT
         code = torch.where(info == 0, Outcome.SOLVED.code, Outcome.INDEFINITE.code).to(torch.int8)
+        code = mark_nonfinite(code, inverse_matrix.diagonal(dim1=-2, dim2=-1))  # bounds all entries: |x_ij|² ≤ x_ii x_jj
         count = max(operator.stack.numel(), 1)
         work = Work.of(cholesky(operator.size), count) + Work.of(inverse(operator.size), count)
         return Inverse(Dense(inverse_matrix), code, symmetric=True), work

@@ -21,8 +21,16 @@ import torch
 from torch import Tensor
 
 from heatbath.operators import Operator, tree
-from heatbath.solvers.base import Outcome, Solution, Solver, worse
-from heatbath.solvers.products import finite_members, members, product_work, relative_residual, vectors_of, vitality
+from heatbath.solvers.base import Outcome, Solution, Solver, check_solver, worse
+from heatbath.solvers.products import (
+    binary_scale,
+    finite_members,
+    members,
+    product_work,
+    relative_residual,
+    vectors_of,
+    vitality,
+)
 from heatbath.work import Work, elementwise
 
 PASSES = 14.0  # operations per number and step outside of products: four inner products and three updates, two each
@@ -57,6 +65,7 @@ class ConjugateGradient(Solver[Krylov]):
         preconditioner: a solver that approximates M⁻¹, such as `Jacobi()`; None: none.
 
     Raises:
+        TypeError: a preconditioner that is no solver.
         ValueError: iterations below 1, or a negative tolerance.
     """
 
@@ -65,6 +74,8 @@ class ConjugateGradient(Solver[Krylov]):
     preconditioner: Solver[Any] | None = None  # Any: any state
 
     def __post_init__(self) -> None:
+        if self.preconditioner is not None:
+            check_solver(self.preconditioner, "preconditioner")
         if self.iterations < 1 or self.tolerance < 0:
             raise ValueError(
                 f"ConjugateGradient needs iterations >= 1 and tolerance >= 0, got {self.iterations} and {self.tolerance}"
@@ -90,9 +101,11 @@ class ConjugateGradient(Solver[Krylov]):
         product = product_work(operator, vectors_of(operator, rhs))
         work = (product + Work.of(elementwise(rhs.numel(), PASSES))) * self.iterations
         run = _Preconditioner(self.preconditioner, state.preconditioner, generator)
-        x, r = (torch.zeros_like(rhs), rhs) if guess is None else (guess, rhs - operator @ guess)
+        r = rhs if guess is None else rhs - operator @ guess
         if guess is not None:
             work = work + product
+        scale = _lift(torch.maximum(binary_scale(r.flatten(-domain)), binary_scale(rhs.flatten(-domain))), domain)
+        x, r, rhs = torch.zeros_like(rhs), r / scale, rhs / scale  # whose squares neither underflow nor overflow
         floor = torch.finfo(rhs.dtype).tiny
         enough = (self.tolerance**2 * _dot(rhs, rhs, domain)).clamp_min(floor)
         z = run(r)
@@ -113,9 +126,11 @@ class ConjugateGradient(Solver[Krylov]):
                 z = run(r)
                 beta = torch.where(go, -_dot(z, change, domain) / torch.where(rz == 0, 1.0, rz), 0.0)
                 p, rz = z + _lift(beta, domain) * p, _dot(r, z, domain)
+        x = x * scale if guess is None else guess + x * scale
         codes = self._outcome(state, x, _dot(r, r, domain) <= enough, indefinite)
         successor = None if run.successor is None else replace(state, preconditioner=run.successor)
-        notes = {"steps": steps.reshape(*operator.stack, -1).amax(-1), **run.notes}
+        taken = steps.unsqueeze(-1).flatten(stack)
+        notes = {"steps": taken.amax(-1) if taken.shape[-1] else taken.sum(-1), **run.notes}
         return Solution(x, work + run.work, codes, relative_residual(r, rhs, stack), notes, successor)
 
     def outcome(self, state: Krylov) -> Tensor:
@@ -123,10 +138,10 @@ class ConjugateGradient(Solver[Krylov]):
 
     def _outcome(self, state: Krylov, x: Tensor, done: Tensor, indefinite: Tensor) -> Tensor:
         """NONFINITE before INDEFINITE before INACCURATE, else what the preconditioner said."""
-        stack = state.outcome.shape
-        finite = finite_members(x, len(stack))
-        codes = torch.where(done.reshape(*stack, -1).all(-1), Outcome.SOLVED.code, Outcome.INACCURATE.code)
-        codes = torch.where(indefinite.reshape(*stack, -1).any(-1), Outcome.INDEFINITE.code, codes)
+        stack = state.outcome.ndim
+        finite = finite_members(x, stack)
+        codes = torch.where(done.unsqueeze(-1).flatten(stack).all(-1), Outcome.SOLVED.code, Outcome.INACCURATE.code)
+        codes = torch.where(indefinite.unsqueeze(-1).flatten(stack).any(-1), Outcome.INDEFINITE.code, codes)
         codes = torch.where(finite, codes, Outcome.NONFINITE.code).to(torch.int8)
         return worse(state.outcome, codes)
 

@@ -34,7 +34,7 @@ from heatbath.solvers.door import check_cells, check_definite, one_of
 from heatbath.solvers.held import outcome_of
 from heatbath.solvers.inverse import Inverse
 from heatbath.solvers.prediction import entry_error
-from heatbath.solvers.products import finite_members, members
+from heatbath.solvers.products import mark_nonfinite, members
 from heatbath.solvers.result import Result
 from heatbath.solvers.thermodynamic import Fluctuations
 from heatbath.work import Work, cholesky, elementwise, matmul
@@ -183,8 +183,7 @@ def _watched(
     entries = (entry_error(machine.spec) * scale).square().unsqueeze(-1) * pushed
     prepared = torch.where(programmed.definite, Outcome.SOLVED.code, Outcome.INDEFINITE.code)
     codes = outcome_of(reading, prepared)
-    lost = ~finite_members(reading.inverse, reading.inverse.ndim - 2) & (codes == Outcome.SOLVED.code)
-    codes = functools.reduce(worse, torch.where(lost, Outcome.NONFINITE.code, codes).to(torch.int8).unbind(-1))
+    codes = functools.reduce(worse, mark_nonfinite(codes, reading.inverse).unbind(-1))
     notes = {"tier": reading.tier, "read_clipped": reading.read_clipped.sum(-1)}
     return slope, (fluctuation + entries).sum(-1), programmed.work + reading.work, codes, notes
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from heatbath.machines import Faulty, Machine
+from heatbath.solvers.base import check_solver
 
 
 def check_definite(values: Tensor, name: str = "the matrix") -> None:
@@ -70,8 +71,10 @@ def one_of(solver: object, machine: object) -> None:
 
     Raises:
         ValueError: both given.
-        TypeError: a machine that is none.
+        TypeError: a solver or machine that is none.
     """
+    if solver is not None:
+        check_solver(solver, "solver")
     if solver is not None and machine is not None:
         raise ValueError("give either solver= or machine=, got both; a solver holds its own machine")
     if machine is not None and not isinstance(machine, Machine | Faulty):

@@ -26,7 +26,7 @@ from heatbath.operators import (
     split_features,
     tree,
 )
-from heatbath.solvers.base import Outcome, Solution, Solver, worse
+from heatbath.solvers.base import Outcome, Solution, Solver, check_solver, worse
 from heatbath.solvers.inverse import Inverse, apply_inverse, apply_inverse_to_columns, invert_diagonal
 from heatbath.solvers.products import low_rank_work
 from heatbath.work import Work, elementwise, matmul
@@ -89,6 +89,9 @@ class Factorwise(Solver[Sides]):
     """
 
     inner: Solver[Any]  # Any: any state
+
+    def __post_init__(self) -> None:
+        check_solver(self.inner, "inner")
 
     def prepare(
         self, operator: Operator, *, previous: Sides | None = None, generator: torch.Generator | None = None

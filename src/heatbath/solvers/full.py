@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from heatbath.operators import Dense, Gram, Operator, tree
-from heatbath.solvers.base import Solution, Solver
+from heatbath.solvers.base import Solution, Solver, check_solver
 from heatbath.solvers.products import members
 from heatbath.work import Work, matmul
 
@@ -48,6 +48,7 @@ class Full(Solver[Whole]):
     limit: int = 4096
 
     def __post_init__(self) -> None:
+        check_solver(self.inner, "inner")
         if self.limit < 1:
             raise ValueError(f"the limit of Full must be at least 1, got {self.limit}")
 

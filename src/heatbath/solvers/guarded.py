@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 
 from heatbath.operators import Operator, same_structure, select, tree
-from heatbath.solvers.base import Outcome, Solution, Solver, usable
+from heatbath.solvers.base import Outcome, Solution, Solver, check_solver, usable
 from heatbath.solvers.cholesky import Cholesky
 from heatbath.solvers.inverse import Inverse
-from heatbath.solvers.products import finite_members, over, product_work, relative_residual
+from heatbath.solvers.products import finite_members, mark_nonfinite, over, product_work, relative_residual
 from heatbath.work import Work
 
 POWER_STEPS = 9  # the largest of 1.1 and many of 0.1 stands out by 10⁹
@@ -73,6 +73,7 @@ class Guarded(Solver[Watched]):
             products with vectors each time that one is made.
 
     Raises:
+        TypeError: `inner` or `fallback` is no solver.
         ValueError: retries below 0, or initial, growth or overshoot not positive.
     """
 
@@ -85,6 +86,8 @@ class Guarded(Solver[Watched]):
     overshoot: float | None = 1.05
 
     def __post_init__(self) -> None:
+        check_solver(self.inner, "inner")
+        check_solver(self.fallback, "fallback")
         if self.retries < 0 or self.initial <= 0 or self.growth <= 0:
             raise ValueError(
                 f"Guarded needs retries >= 0 and positive initial and growth, got {self.retries}, {self.initial}, {self.growth}"
@@ -171,8 +174,7 @@ class Guarded(Solver[Watched]):
     ) -> tuple[Solution, Tensor, Tensor | None]:
         """One solve, how it ended, codes `[*stack]`, and its residual."""
         solution = self.inner.solve(state.inner, rhs, guess=guess, generator=generator)
-        finite = finite_members(solution.value, len(state.operator.stack))
-        ended = torch.where(finite | ~usable(solution.outcome), solution.outcome, Outcome.NONFINITE.code)
+        ended = mark_nonfinite(solution.outcome, solution.value)
         residual = solution.residual
         if self.residual_tolerance is not None:
             asked = state.operator.shift(state.rise)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from heatbath.operators import Dense, Diagonal, LowRank, Operator, product, tree
 from heatbath.solvers.base import Outcome, Solution
-from heatbath.solvers.products import low_rank_product, members, vectors_of
+from heatbath.solvers.products import low_rank_product, mark_nonfinite, members, vectors_of
 from heatbath.work import Work, elementwise, matmul
 
 
@@ -41,9 +41,10 @@ class Inverse:
 def invert_diagonal(operator: Diagonal) -> tuple[Inverse, Work]:
     """The exact inverse of a diagonal operator, which no solver does differently."""
     positive = (operator.diagonal > 0).all(-1)
+    inverse = operator.diagonal.reciprocal()
     code = torch.where(positive, Outcome.SOLVED.code, Outcome.INDEFINITE.code).to(torch.int8)
     work = Work.of(elementwise(operator.size), max(operator.stack.numel(), 1))
-    return Inverse(Diagonal(operator.diagonal.reciprocal()), code), work
+    return Inverse(Diagonal(inverse), mark_nonfinite(code, inverse)), work
 
 
 def apply_inverse(state: Inverse, rhs: Tensor) -> Solution:

@@ -31,7 +31,7 @@ from heatbath.solvers.inverse import Inverse
 from heatbath.solvers.lyapunov import lyapunov as lyapunov
 from heatbath.solvers.prediction import InaccuracyWarning as InaccuracyWarning
 from heatbath.solvers.prediction import Prediction, predict, warn_if_useless
-from heatbath.solvers.products import members, relative_residual
+from heatbath.solvers.products import members, norms, relative_residual
 from heatbath.solvers.result import Result as Result
 from heatbath.solvers.thermodynamic import (
     CosineVectors,
@@ -66,7 +66,7 @@ def solve(
         generator: source of randomness.
 
     Returns:
-        x of the shape of `rhs`; `error` bounds ‖x − M⁻¹b‖ of each member by ‖b − Mx‖/λ_min, measured digitally. Notes: the
+        x of the shape of `rhs`; `error` bounds ‖x − M⁻¹b‖ of each member by ‖b − Mx‖/λ_min, measured in float64. Notes: the
         relative `residual`, the `condition` number, and with a machine the `predicted` relative error.
 
     Raises:
@@ -84,19 +84,19 @@ def solve(
         check_rows(matrix, guess, "guess")
         if guess.shape != rhs.shape:
             raise ValueError(f"guess must have the shape of rhs, {tuple(rhs.shape)}, got {tuple(guess.shape)}")
-    drive = rhs.double().reshape(-1, matrix.shape[-1])
-    notes = _forecast(matrix, values, machine, float((drive.norm(dim=-1) / drive.abs().amax(-1).clamp_min(1e-300)).median()))
+    notes = _forecast(matrix, values, machine, _typical_norm(rhs))
     chosen: Solver[Any] = solver or (Cholesky() if machine is None else ThermodynamicSolve(machine))  # Any: any state
     operator = Dense(matrix)
     state, work = chosen.prepare(operator, generator=generator)
     solution = chosen.solve(state, rhs, guess=guess, generator=generator)
-    residual = rhs - operator @ solution.value
+    exact = rhs.double()
+    residual = exact - Dense(matrix.double()) @ solution.value.double()
     stack = len(operator.stack)
-    notes = {**solution.notes, **notes, "residual": relative_residual(residual, rhs, stack)}
+    notes = {**solution.notes, **notes, "residual": relative_residual(residual, exact, stack).to(rhs)}
     rows = rhs.numel() // (members(operator) * operator.size)
     return Result(
         solution.value,
-        residual.reshape(*operator.stack, -1).norm(dim=-1) / values[..., 0].to(residual),
+        norms(residual, stack) / values[..., 0],
         work + solution.work + Work.of(matmul(rows, operator.size, operator.size), members(operator)),
         worse(chosen.outcome(state), solution.outcome),
         notes,
@@ -121,7 +121,7 @@ def inv(
         generator: source of randomness.
 
     Returns:
-        M⁻¹, symmetric; `error` bounds ‖X − M⁻¹‖_F of each member by ‖I − XM‖_F/λ_min, measured digitally. Notes as in `solve`.
+        M⁻¹, symmetric; `error` bounds ‖X − M⁻¹‖_F of each member by ‖I − XM‖_F/λ_min, measured in float64. Notes as in `solve`.
 
     Raises:
         TypeError, ValueError: as `solve`.
@@ -145,14 +145,13 @@ def inv(
         value, work, codes = solution.value, work + solution.work, worse(codes, solution.outcome)
         notes = {**solution.notes, **notes}
     value = 0.5 * (value + value.mT)
-    residual = identity - value @ matrix
-    size = residual.flatten(-2).norm(dim=-1)
+    size = norms(identity.double() - value.double() @ matrix.double(), len(operator.stack))
     return Result(
         value,
-        size / values[..., 0].to(size),
+        size / values[..., 0],
         work + Work.of(matmul(n, n, n), members(operator)),
         codes,
-        {**notes, "residual": size / n**0.5, "condition": values[..., -1] / values[..., 0]},
+        {**notes, "residual": (size / n**0.5).to(matrix), "condition": values[..., -1] / values[..., 0]},
     )
 
 
@@ -166,13 +165,22 @@ def _examine(matrix: Tensor, solver: object, machine: Machine | Faulty | None) -
     return values
 
 
-def _forecast(matrix: Tensor, values: Tensor, machine: Machine | Faulty | None, drive_norm: float) -> dict[str, Any]:
+def _typical_norm(rhs: Tensor) -> float | None:
+    """Median ‖b̂‖ of right-hand sides at full scale, leaving out those of zeros; None if there are no others."""
+    rows = rhs.double().reshape(-1, rhs.shape[-1])
+    rows = rows[rows.abs().amax(-1) > 0]
+    return float((rows / rows.abs().amax(-1, keepdim=True)).norm(dim=-1).median()) if len(rows) else None
+
+
+def _forecast(matrix: Tensor, values: Tensor, machine: Machine | Faulty | None, drive_norm: float | None) -> dict[str, Any]:
     """Notes on what is to be expected; warns where it is useless."""
     condition = values[..., -1] / values[..., 0]
     if machine is None:
         error = condition * torch.finfo(matrix.dtype).eps
         warn_if_useless(error, condition, f"rounding of {matrix.dtype}", "raise the damping or use float64")
         return {"condition": condition}
+    if drive_norm is None:  # x = 0, which is read without error
+        return {"condition": condition, "predicted": torch.zeros_like(condition)}
     root = matrix.double().diagonal(dim1=-2, dim2=-1).rsqrt()
     balanced = torch.linalg.eigvalsh(root.unsqueeze(-1) * matrix.double() * root.unsqueeze(-2))
     prediction = predict(machine, balanced.clamp_min(1e-300), default_schedule(machine), drive_norm)

@@ -22,6 +22,7 @@ from heatbath.operators import (
     Shifted,
     Sketched,
 )
+from heatbath.solvers.base import Outcome, usable
 from heatbath.work import Work, cholesky, elementwise, matmul, triangular_solve
 
 
@@ -167,15 +168,41 @@ def vectors_of(operator: Operator, x: Tensor) -> int:
     return x.numel() // (members(operator) * operator.size)
 
 
+def binary_scale(x: Tensor) -> Tensor:
+    """The power of two at or just below the largest magnitude along the last dimension; ½ where there is none but 0."""
+    peak = x.abs().amax(-1) if x.shape[-1] else x.new_zeros(x.shape[:-1])
+    return torch.exp2(torch.frexp(peak).exponent.to(x.dtype) - 1)
+
+
+def norms(x: Tensor, lead: int) -> Tensor:
+    """‖x‖ over all but the first `lead` dimensions, with entries scaled first: squares of 1e-24 are 0 in float32."""
+    size, scale = _scaled_norms(x, lead)
+    return size * scale
+
+
 def relative_residual(residual: Tensor, rhs: Tensor, stack: int) -> Tensor:
-    """‖r‖/‖b‖ over all right-hand sides of a member, `[*stack]`; 0/0 counts as 0."""
-    error, size = (x.reshape(*x.shape[:stack], -1).norm(dim=-1) for x in (residual, rhs))
-    return error / size.clamp_min(torch.finfo(rhs.dtype).tiny)
+    """‖r‖/‖b‖ over all right-hand sides of a member, `[*stack]`, at any scale of b; 0/0 counts as 0, r/0 as infinite."""
+    error, error_scale = _scaled_norms(residual, stack)
+    size, size_scale = _scaled_norms(rhs, stack)
+    return torch.where(error == 0, 0.0, (error / size) * (error_scale / size_scale))
+
+
+def _scaled_norms(x: Tensor, lead: int) -> tuple[Tensor, Tensor]:
+    """Norm of x over its scale, and the scale."""
+    flat = x.unsqueeze(-1).flatten(lead)
+    scale = binary_scale(flat)
+    return (flat / scale.unsqueeze(-1)).norm(dim=-1), scale
 
 
 def finite_members(x: Tensor, stack: int) -> Tensor:
     """Which members hold finite numbers only, bool `[*stack]`."""
-    return torch.isfinite(x).reshape(*x.shape[:stack], -1).all(-1)
+    return torch.isfinite(x).unsqueeze(-1).flatten(stack).all(-1)
+
+
+def mark_nonfinite(codes: Tensor, x: Tensor) -> Tensor:
+    """Outcome codes `[*stack]`, with NONFINITE for members that were usable and whose `x` `[*stack, …]` is not finite."""
+    good = finite_members(x, codes.ndim) | ~usable(codes)
+    return torch.where(good, codes, Outcome.NONFINITE.code).to(torch.int8)
 
 
 def over(weights: Tensor, x: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from heatbath.operators import Operator, tree
-from heatbath.solvers.base import Outcome, Solution, Solver, usable
-from heatbath.solvers.products import finite_members, over, product_work, relative_residual, vectors_of
+from heatbath.solvers.base import Outcome, Solution, Solver, check_solver, usable
+from heatbath.solvers.products import mark_nonfinite, norms, over, product_work, relative_residual, vectors_of
 from heatbath.work import Work, elementwise
 
 
@@ -50,6 +50,7 @@ class Refined(Solver[Refinable]):
         tolerance: relative residual above which the outcome is INACCURATE; None: not judged.
 
     Raises:
+        TypeError: `inner` is no solver.
         ValueError: no sweeps, or a tolerance that is not positive.
     """
 
@@ -58,6 +59,7 @@ class Refined(Solver[Refinable]):
     tolerance: float | None = None
 
     def __post_init__(self) -> None:
+        check_solver(self.inner, "inner")
         if self.sweeps < 1:
             raise ValueError(f"Refined needs at least one sweep, got {self.sweeps}; without any use the inner solver")
         if self.tolerance is not None and not self.tolerance > 0:
@@ -74,22 +76,22 @@ class Refined(Solver[Refinable]):
         self, state: Refinable, rhs: Tensor, *, guess: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Solution:
         operator, stack = state.operator, len(state.operator.stack)
-        domain = len(operator.domain)
+        columns = rhs.ndim - len(operator.domain)
         sweep_work = product_work(operator, vectors_of(operator, rhs)) + Work.of(elementwise(rhs.numel(), 6))
         first = self.inner.solve(state.inner, rhs, guess=guess, generator=generator)
         rest = None if first.state is None else torch.zeros_like(rhs)  # what remembers x must not start a correction from it
-        x, codes = _accept(first, stack)
-        work, best, smallest, history = first.work, x, _norms(rhs, domain), []
+        x, codes = _accept(first)
+        work, best, smallest, history = first.work, x, norms(rhs, columns), []
         for sweep in range(self.sweeps + 1):
             r = rhs - operator @ x
-            size = _norms(r, domain)
+            size = norms(r, columns)
             better = size < smallest if sweep else torch.ones_like(size, dtype=torch.bool)
             best, smallest = torch.where(over(better, x), x, best), torch.where(better, size, smallest)
             history.append(relative_residual(r, rhs, stack))
             work = work + sweep_work
             if sweep < self.sweeps:
                 correction = self.inner.solve(first.state or state.inner, r, guess=rest, generator=generator)
-                change, outcome = _accept(correction, stack)
+                change, outcome = _accept(correction)
                 x, codes = x + change, torch.where(usable(codes), codes, outcome)
                 work = work + correction.work
         residual = relative_residual(smallest, rhs, stack)
@@ -104,14 +106,7 @@ class Refined(Solver[Refinable]):
         return self.inner.outcome(state.inner)
 
 
-def _accept(solution: Solution, stack: int) -> tuple[Tensor, Tensor]:
+def _accept(solution: Solution) -> tuple[Tensor, Tensor]:
     """The value with 0 for members that failed, and outcome codes that also tell of NaN."""
-    finite = finite_members(solution.value, stack)
-    codes = torch.where(finite | ~usable(solution.outcome), solution.outcome, Outcome.NONFINITE.code).to(torch.int8)
-    good = finite & usable(codes)
-    return torch.where(over(good, solution.value), solution.value, 0.0), codes
-
-
-def _norms(x: Tensor, domain: int) -> Tensor:
-    """‖x‖ of every column, `[*stack, *batch]`."""
-    return x.flatten(-domain).norm(dim=-1)
+    codes = mark_nonfinite(solution.outcome, solution.value)
+    return torch.where(over(usable(codes), solution.value), solution.value, 0.0), codes

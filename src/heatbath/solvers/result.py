@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from heatbath.solvers.base import Outcome, usable
+from heatbath.solvers.products import mark_nonfinite, norms
 from heatbath.work import Work
 
 
@@ -21,7 +22,7 @@ class Result:
         error: estimated error of the value of each member, absolute, in the Frobenius norm, `[*stack]`. Functions say whether
             it is a bound or a standard error.
         work: what it asked of hardware. Checks of the input are not in it.
-        outcome: int8 codes of `Outcome`, `[*stack]`.
+        outcome: int8 codes of `Outcome`, `[*stack]`; a value that is not finite is never called solved.
         notes: what else is known, by name.
     """
 
@@ -31,11 +32,14 @@ class Result:
     outcome: Tensor
     notes: dict[str, Any] = field(default_factory=dict)  # Any: tensors or strings
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "outcome", mark_nonfinite(self.outcome, self.value))
+
     @property
     def relative_error(self) -> Tensor:
-        """Estimated error over the norm of the value, `[*stack]`."""
-        size = self.value.reshape(*self.error.shape, -1).norm(dim=-1)
-        return self.error / size.clamp_min(torch.finfo(size.dtype).tiny)
+        """Estimated error over the norm of the value, `[*stack]`, float64; infinite for a value of 0 that is not exact."""
+        size = norms(self.value.double(), self.error.ndim)
+        return torch.where(self.error == 0, 0.0, self.error / size)
 
     @property
     def solved(self) -> bool:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from heatbath.operators import Dense, Gram, Operator, tree
-from heatbath.solvers.base import Outcome, Solution, Solver, worse
+from heatbath.solvers.base import Outcome, Solution, Solver, check_solver, worse
 from heatbath.solvers.cholesky import Cholesky
 from heatbath.solvers.products import members, over
 from heatbath.work import Work, elementwise, matmul
@@ -52,6 +52,9 @@ class SmallSide(Solver[Folded]):
     """
 
     inner: Solver[Any] = field(default_factory=Cholesky)  # Any: any state
+
+    def __post_init__(self) -> None:
+        check_solver(self.inner, "inner")
 
     def prepare(
         self, operator: Operator, *, previous: Folded | None = None, generator: torch.Generator | None = None

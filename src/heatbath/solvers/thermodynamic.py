@@ -18,9 +18,10 @@ from torch import Tensor
 
 from heatbath.machines import Faulty, Machine, Schedule
 from heatbath.operators import Dense, Diagonal, Operator
-from heatbath.solvers.base import Outcome, Solution, Solver
+from heatbath.solvers.base import Solution, Solver
 from heatbath.solvers.held import Held, notes_of, outcome_of, program
 from heatbath.solvers.inverse import Inverse, apply_inverse, invert_diagonal
+from heatbath.solvers.products import mark_nonfinite
 from heatbath.work import Work, elementwise
 
 
@@ -145,11 +146,12 @@ class ThermodynamicSolve(Solver[Held]):
             keep_end=self.warm_start,
             generator=generator,
         )
-        codes = outcome_of(reading, state.outcome)
+        value = reading.mean * root
+        codes = mark_nonfinite(outcome_of(reading, state.outcome), value)
         digital = Work.of(elementwise(rhs.numel(), 2)) if self.equilibrate else Work()
         successor = Held(state.programmed, state.root, state.outcome, reading.end) if self.warm_start else None
         notes = {**notes_of(reading), "matrix_clipped": state.programmed.clipped}
-        return Solution(reading.mean * root, reading.work + digital, codes, notes=notes, state=successor)
+        return Solution(value, reading.work + digital, codes, notes=notes, state=successor)
 
     def outcome(self, state: Held) -> Tensor:
         return state.outcome
@@ -205,9 +207,7 @@ class ThermodynamicInverse(Solver[Inverse]):
             work, carry = work + driven.work + transform, driven.end
             clipped = driven.read_clipped + driven.drive_clipped
         inverse = held.root.unsqueeze(-1) * raw * held.root.unsqueeze(-2)
-        finite = torch.isfinite(inverse).flatten(-2).all(-1)
-        codes = torch.where(finite | (codes != Outcome.SOLVED.code), codes, Outcome.NONFINITE.code).to(torch.int8)
-        return Inverse(Dense(inverse), codes, carry, clipped=clipped + held.programmed.clipped), work
+        return Inverse(Dense(inverse), mark_nonfinite(codes, inverse), carry, clipped=clipped + held.programmed.clipped), work
 
     def solve(
         self, state: Inverse, rhs: Tensor, *, guess: Tensor | None = None, generator: torch.Generator | None = None

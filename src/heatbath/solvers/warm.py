@@ -37,10 +37,22 @@ class WarmStarted(Solver[Inverse]):
     Args:
         inner: how to go on from an inverse; `product_dtype=torch.bfloat16` there makes the early products cheaper.
         cold: how to start, and to start again.
+
+    Raises:
+        TypeError: `inner` is no `NewtonSchulz`, or `cold` no `Cholesky`.
     """
 
     inner: NewtonSchulz = field(default_factory=lambda: NewtonSchulz(warm_steps=4, tolerance=1e-2))
     cold: Cholesky = field(default_factory=Cholesky)
+
+    def __post_init__(self) -> None:
+        for name, kind in (("inner", NewtonSchulz), ("cold", Cholesky)):
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                raise TypeError(
+                    f"{name} of WarmStarted must be {kind.__name__}(...), which goes by products, got {value!r}; machines "
+                    "have starts of their own: ThermodynamicSolve(machine, warm_start=True)"
+                )
 
     def prepare(
         self, operator: Operator, *, previous: Inverse | None = None, generator: torch.Generator | None = None
