@@ -28,6 +28,7 @@ from heatbath.curvature import (
     sight,
 )
 from heatbath.operators import Gram
+from heatbath.optim import NGD
 from heatbath.solvers import Cholesky, ConjugateGradient, Full, SmallSide
 from tests.curvature.truth import fill
 from tests.laws import fresh, noise
@@ -300,3 +301,12 @@ def test_common_layers_have_products_and_rows(make):
     close(gram.dense(), truth)
     v = noise(gram.size, seed=3)
     close(gram @ v, truth @ v)
+
+
+@pytest.mark.parametrize("kind", [nn.PReLU, nn.RReLU])
+def test_activations_that_vmap_cannot_take_apart_are_named(kind):
+    model = nn.Sequential(nn.Linear(3, 4), kind(), nn.Linear(4, 2)).eval()
+    optimizer = NGD(model, fisher=ExactFisher(Gaussian()), lr=0.1, damping=0.1)
+    optimizer.observe(model(torch.ones(5, 3))).square().mean().backward()
+    with pytest.raises(ValueError, match=f"1 is a {kind.__name__}, which torch.func cannot take apart by example: use"):
+        optimizer.step()

@@ -125,3 +125,63 @@ def test_functional_calls_with_other_parameters_are_not_captured():
     gradients = torch.func.vmap(torch.func.grad(lambda p, x: torch.func.functional_call(model, p, (x,)).sum()), (None, 0))
     assert gradients(dict(model.named_parameters()), noise(3, 4))["0.weight"].shape == (3, 5, 4)
     assert not any(stack.sums.filled for stack in optimizer.stacks)
+
+
+# --- other tools on a watched model ---------------------------------------------------------------------------------------
+
+
+def watched() -> tuple[nn.Module, KFAC]:
+    model = network().float()
+    optimizer = KFAC(model, policy=POLICY)
+    train(model, optimizer, [(x.float(), y) for x, y in batches(2)])
+    return model, optimizer
+
+
+def quantized(model: nn.Module) -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("copied", [lambda m: m, copy.deepcopy], ids=["watched", "copy"])
+def test_a_watched_model_is_quantized_as_one_that_is_not(copied):
+    model, optimizer = watched()
+    x = noise(5, 4).float()
+    found = quantized(copied(model))(x)
+    optimizer.detach()
+    assert torch.equal(found, quantized(copy.deepcopy(model))(x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_a_watched_model_is_traced(requires_grad):
+    model, _ = watched()
+    x = noise(5, 4).float().requires_grad_(requires_grad)
+    torch.testing.assert_close(torch.jit.trace(model, x)(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_model_is_scripted_between_detaching_and_going_on():
+    model, optimizer = watched()
+    x, y = noise(5, 4).float(), torch.arange(5) % 3
+    optimizer.detach()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    torch.testing.assert_close(torch.jit.script(copy.deepcopy(model))(x), model(x))
+    ages = [age for stack in optimizer.stacks for age in stack.ages]
+    optimizer.refresh_layout()
+    for _ in range(2):
+        train(model, optimizer, [(x, y)])
+    assert all(new > old for new, old in zip([a for s in optimizer.stacks for a in s.ages], ages, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_left_to_adamw_with_a_word():
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh())
+    optimizer = KFAC(model, policy=POLICY)
+    ragged = torch.nested.nested_tensor([torch.ones(3, 4), torch.ones(5, 4)], layout=torch.jagged)
+    before = parameters_of(model)
+    with pytest.warns(UserWarning, match="0 was called with nested tensors, which have no curvature: AdamW trains it"):
+        outputs = model(ragged)
+    outputs.values().square().mean().backward()
+    with pytest.warns(UserWarning, match=r"its layers were called with nested tensors.*There is no curvature yet"):
+        optimizer.step()
+    assert not any(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))

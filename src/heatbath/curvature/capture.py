@@ -22,11 +22,13 @@ what they did in the forward pass; what derivatives add to their gradients is no
 
 `Capture` is a plain object that the optimizer holds: `torch.compile` skips hooks that are bound methods of an
 `Optimizer`, and hooks registered after the first compiled call. So hooks are registered once and switched by flags. A copy of
-the model copies its capture without the sink, so copies (averages of weights, say) are watched by nobody.
+the model copies its capture without the sink, so copies (averages of weights, say) are watched by nobody. Where a tool hands
+hooks on to a module of another kind without their keyword arguments (quantization does), they do nothing.
 """
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,6 +75,7 @@ class Capture:
         anew: whether the rows handed over now are the first of their site since its gradients were set to None.
         called: whether any hook has run since the last step while capture was enabled.
         resting: sites that are not watched at present, though others are.
+        unread: sites that were called with nested tensors, which have no rows.
     """
 
     model: nn.Module
@@ -89,6 +92,7 @@ class Capture:
     anew: bool = False
     called: bool = False
     resting: set[Site] = field(default_factory=set)
+    unread: set[Site] = field(default_factory=set)
     token: int = -1
     _pulling: bool = False
     _own: bool = False  # whether the model's own forward ran since the last step
@@ -159,6 +163,16 @@ class Capture:
             handle.remove()
         self._handles.clear()
 
+    @property
+    def watches(self) -> bool:
+        """Whether a call that is made now is watched."""
+        return self.enabled and torch.is_grad_enabled() and not torch.jit.is_tracing()  # type: ignore[attr-defined]
+
+    @property
+    def counts(self) -> bool:
+        """Whether a pass that begins or ends now is counted."""
+        return self.watches or (self.counting and torch.is_grad_enabled())
+
     def pull_back(self, outputs: Tensor, vectors: Iterable[Tensor], parameters: Sequence[Tensor]) -> int:
         """Deliver the gradients that each of some vectors at observed outputs brings, without touching `.grad`.
 
@@ -202,6 +216,13 @@ class Capture:
         shape = self._input_terms(pass_number) if shape is None else shape
         if shape is not None and not self._pulling:
             self._count(pass_number, shape)
+
+    def leave_out(self, site: Site) -> None:
+        """Say once that a site was called with nested tensors, which have no rows."""
+        if site not in self.unread:
+            self.unread.add(site)
+            name = site.name or "the model"
+            warnings.warn(f"{name} was called with nested tensors, which have no curvature: AdamW trains it", stacklevel=2)
 
     def note_head(self, site: Site, output: Tensor) -> None:
         """Note the output of a linear layer or convolution, which may be the model's."""
@@ -291,20 +312,22 @@ class Capture:
         return {**self.__dict__, **empty, "_sink": None, "enabled": False, "token": -1}
 
 
-def _note_pass(capture: Capture, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # Any: modules'
+def _note_pass(
+    capture: Capture, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+) -> Any:  # Any: modules'
     """Count the model's forward passes and note what they were called with."""
-    if not ((capture.enabled or capture.counting) and torch.is_grad_enabled()):
+    if kwargs is None or not capture.counts:
         return None
     if torch.compiler.is_compiling():
         return compiled.begin(args, kwargs, capture.token)
-    first = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim > 0), None)
+    first = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim > 0 and not x.is_nested), None)
     capture.begin(first)
     return None
 
 
 def _note_outputs(capture: Capture, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # Any: as above
     """Hang a hook on the model's first output that has a batch and a gradient; a bare loss stands for its inputs."""
-    if not ((capture.enabled or capture.counting) and torch.is_grad_enabled()):
+    if not capture.counts:
         return None
     if torch.compiler.is_compiling() and isinstance(output, Tensor):
         return compiled.arrive(output, capture.token)
@@ -315,7 +338,7 @@ def _note_outputs(capture: Capture, module: nn.Module, args: tuple[Any, ...], ou
 @torch.compiler.disable
 def _hang_count(capture: Capture, output: Any) -> None:  # Any: as above
     """The eager way."""
-    found = [x for x in _tensors(output) if x.requires_grad]
+    found = [x for x in _tensors(output) if x.requires_grad and not x.is_nested]
     if found:
         first = next((x for x in found if x.ndim > 0), found[0])
         shape = capture.output_terms(first, capture.passes)
@@ -336,19 +359,19 @@ def _tensors(value: Any) -> Iterator[Tensor]:  # Any: as above
 
 def _note_random(capture: Capture, module: nn.Module, args: tuple[Any, ...]) -> None:  # Any: as above
     """Keep the random state before a call that draws, for its repetition."""
-    if capture.enabled and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if capture.watches and not torch.compiler.is_compiling():
         capture._random[id(module)] = RandomState.now(next(module.parameters()).device)
 
 
 def _note_leaves(capture: Capture, site: Site, module: nn.Module, args: tuple[Any, ...]) -> None:  # Any: as above
     """Note what stands in for parameters in pieces; after the call it may be gone already."""
-    if capture.enabled and torch.is_grad_enabled():
+    if capture.watches:
         capture._leaves[id(site)] = _leaves(site)
 
 
-def _note_input(capture: Capture, module: nn.Module, args: Any, kwargs: Any) -> Any:  # Any: as above
+def _note_input(capture: Capture, module: nn.Module, args: Any, kwargs: Any = None) -> Any:  # Any: as above
     """Give a layer's input a name of its own, so that a gradient there is of this call alone."""
-    if not (capture.enabled and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+    if kwargs is None or not capture.watches or torch.compiler.is_compiling():
         return None
     return tuple(map(_renamed, args)), {name: _renamed(value) for name, value in kwargs.items()}
 
@@ -359,11 +382,12 @@ def _renamed(value: Any) -> Any:  # Any: modules take what they like
 
 
 def _note_call(
-    capture: Capture, site: Site, place: Tensor, module: nn.Module, args: Any, kwargs: Any, output: Any
+    capture: Capture, site: Site, place: Tensor, module: nn.Module, args: Any, *told: Any
 ) -> Any:  # Any: modules take and return what they like
     """Hang a hook on the output of a watched call. The call keeps no output: that would be a cycle, and memory."""
-    if not (capture.enabled and torch.is_grad_enabled()):
+    if len(told) != 2 or not capture.watches:
         return None
+    kwargs, output = told
     if torch.compiler.is_compiling() and compiled.can_watch(args, kwargs, output):
         return compiled.watch(output, args, place, capture.token)
     _hang(capture, site, module, args, kwargs, output)
@@ -376,6 +400,9 @@ def _hang(capture: Capture, site: Site, module: nn.Module, args: Any, kwargs: An
     if not _is_as_found(site):
         return
     capture.begin_without()
+    if any(x.is_nested for x in _tensors([args, kwargs, output])):
+        capture.leave_out(site)
+        return
     capture.follow(site)
     if isinstance(output, Tensor):
         capture.note_head(site, output)

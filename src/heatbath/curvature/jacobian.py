@@ -285,13 +285,13 @@ class JacobianRoot(Root):
         """Refuse layers that mix the examples of a batch, or that vmap cannot take apart by example.
 
         Raises:
-            ValueError: a BatchNorm that uses the statistics of the batch, or one of PyTorch's recurrent layers.
+            ValueError: a BatchNorm that uses the statistics of the batch, one of PyTorch's recurrent layers, PReLU or RReLU.
         """
         for name, module in self.model.named_modules():
-            if isinstance(module, nn.RNNBase):
+            if isinstance(module, nn.RNNBase | nn.PReLU | nn.RReLU):
                 raise ValueError(
                     f"{name or 'model'} is a {type(module).__name__}, which torch.func cannot take apart by example: use "
-                    "solver=ConjugateGradient(), KFAC, or a recurrence written out"
+                    "solver=ConjugateGradient(), KFAC, or a layer written out in plain operations"
                 )
             if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
                 raise ValueError(

@@ -28,6 +28,9 @@ class Covered:
 class Coverage:
     """What an optimizer does with each trainable parameter of a model; `print` it.
 
+    A weight that is also used outside the calls of its module (`x @ layer.weight.T` in the model's
+    forward) has the curvature of the calls alone, and the table cannot know.
+
     Args:
         rows: one per treated module, fallback parameter and frozen parameter.
         held: bytes held now, by kind: "factors" (averages, and eigenbases where they are corrected), "solver" (inverses),

@@ -138,6 +138,13 @@ class NaturalGradient(CurvatureOptimizer):
         self._streams: dict[str, Streams] = {"cuda": CUDAStreams()}
         self._forget()
 
+    def detach(self) -> None:
+        """Take the hooks off the model: to script, trace, quantize or copy it without them.
+
+        Parameters go on by the last curvature. `refresh_layout()` puts the hooks back.
+        """
+        self.capture.detach()
+
     def refresh_layout(self) -> None:
         """Look at the model again: after unfreezing or freezing parameters, or adding layers.
 
@@ -248,7 +255,8 @@ class NaturalGradient(CurvatureOptimizer):
                 renewed |= renewal.visit(stack, amount, due=is_due, seen=is_seen, new=is_new)
         self._timetable.refreshed(self.steps, due)
         self._tally.refreshes += renewed
-        for site in self.layout.welcome() if any(seen) else ():
+        uncalled = self.layout.welcome() if any(seen) else ()
+        for site in (site for site in uncalled if site not in self.capture.unread):
             how = "gradients came, but through no call of the module; AdamW trains it till rows come"
             self._warn_once(f"{site.name or 'model'}: {how}")
 

@@ -119,7 +119,9 @@ def summed_terms(capture: Capture, reduction: Reduction | None) -> tuple[int, st
 
 def nothing_captured(stacks: Sequence[Stack], capture: Capture, fisher: Fisher) -> str:
     """What a step says that found gradients but no rows."""
-    if capture.called:
+    if capture.unread:
+        how = "its layers were called with nested tensors. Are there others"
+    elif capture.called:
         how = f"was {'opt.observe(outputs)' if fisher.observes else 'backward()'} called"
     else:
         how = (
