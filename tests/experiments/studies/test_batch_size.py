@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.optimize import least_squares
 
 from heatbath.experiments import Choice, Hyper, Record, Target
 from heatbath.experiments.studies import BatchSize, Contender, Outcome, Setting, batch_size_page
 from heatbath.experiments.studies.batch_size import Scaling, by_steps, steps_to
+from heatbath.experiments.studies.batch_size_page import _csv, _fits_table, _steps_table, _tuning
 from heatbath.experiments.tuned import Tuned
 from tests.experiments import tasks
 
@@ -182,3 +185,49 @@ def test_settings_that_cannot_be_are_refused(tmp_path: Path) -> None:
         replace(STUDY, target=Target("x", 1.0)).run(tmp_path)
     with pytest.raises(ValueError, match="a batch of 90 is more than the 86 examples"):
         replace(STUDY, batch_sizes=(8, 16, 90)).run(tmp_path)
+
+
+def test_every_column_of_the_page_is_what_runs_by_hand_say() -> None:
+    """Runs that reach their target at steps 40 (1 + 20/B) ± 2 %, by hand; the fit is that of scipy's own least squares."""
+    steps = {10: (118, 122), 20: (79, 81), 40: (59, 61), 80: (49, None)}
+    goal = Target("m", 0.5, higher=False)
+    outcomes = {}
+    for size, reached in steps.items():
+        runs = []
+        for seed, step in enumerate(reached, start=1):
+            ends = [(0, 0.9), (30, 0.8), (step or 200, 0.4 if step else 0.8)]
+            rows = [{"step": s, "loss": 1.0, "seconds": 0.0, "metrics": {"m": value}} for s, value in ends]
+            runs.append(Record(Path("x"), {"target": vars(goal), "seed": seed}, rows, [{"event": "finished"}]))
+        tuned = Tuned(Choice("sgd", Hyper(lr=0.1 * size)), 1.0, 5, 0, ("lr",) if size == 10 else (), "x")
+        outcomes[size] = Outcome(tuned, ("lr",), [], runs)
+    one = Scaling("SGD", outcomes, goal)
+    assert _steps_table([one]).rows == [
+        ["10", "120 (118 to 122)"],
+        ["20", "80 (79 to 81)"],
+        ["40", "60 (59 to 61)"],
+        ["80", "49 (49 to 49), 1 of 2 missed"],
+    ]
+    tries = [(size, step) for size in (10, 20, 40) for step in steps[size]]
+
+    def residuals(p: np.ndarray) -> list[float]:
+        return [math.log(step or 0) - p[0] - math.log(1 + math.exp(p[1]) / size) for size, step in tries]
+
+    found = least_squares(residuals, [3.0, 3.0], xtol=1e-12, ftol=1e-12)
+    spread = np.sqrt(np.diag(np.linalg.inv(found.jac.T @ found.jac)) * 2 * found.cost / (len(tries) - 2))
+    words = [
+        f"{math.exp(x):.3g} ({math.exp(x - 2.776 * e):.3g} to {math.exp(x + 2.776 * e):.3g})"  # t with 4 degrees, 97.5 %
+        for x, e in zip(found.x, spread, strict=True)
+    ]
+    assert _fits_table([one]).rows == [["SGD", words[1], words[0], "3"]]
+    assert _tuning([one]).rows == [
+        ["SGD", "10", "5", "lr 1", "not all: lr"],
+        ["SGD", "20", "5", "lr 2", "all"],
+        ["SGD", "40", "5", "lr 4", "all"],
+        ["SGD", "80", "5", "lr 8", "all"],
+    ]
+    rows = list(csv.DictReader(io.StringIO(_csv([one]))))
+    assert [(row["batch size"], row["seed"], row["steps"], row["examples"]) for row in rows[:2]] == [
+        ("10", "1", "118", "1180"),
+        ("10", "2", "122", "1220"),
+    ]
+    assert float(rows[0]["fitted steps"]) == pytest.approx(120, rel=0.01)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import linregress
 
 from heatbath.costs import h100
 from heatbath.experiments.studies import Complexity, Growth, Runtime, complexity_page
@@ -96,6 +97,19 @@ def test_noise_of_the_worst_drive_takes_the_time_of_the_law() -> None:
     spread = math.sqrt(2 * float(held.pow(-4).sum()) / (32 * float(held.pow(-2).sum()) ** 2))
     short = 2 / (float(held[0]) * 200 * condition)  # what the law leaves out: an average is not infinitely long
     assert found / law == pytest.approx(1, abs=4 * spread + short)
+
+
+def test_the_error_of_an_exponent_is_what_paper_and_scipy_say() -> None:
+    """Logarithms 0, 1, 3 at 0, 1, 2: slope 3/2, residuals 1/6, −1/3, 1/6, so √((1/6)/(3 − 2)/2) = √(1/12)."""
+    fit = fit_power_law([1.0, math.e, math.e**2], [1.0, math.e, math.e**3])
+    assert (fit.exponent, fit.error) == (pytest.approx(1.5), pytest.approx(math.sqrt(1 / 12)))
+    assert fit.factor == pytest.approx(math.exp(-1 / 6))
+    assert fit.text() == "1.50 ± 0.29"
+    x = [2.0, 3.0, 5.0, 9.0, 17.0]
+    y = [1.0, 2.5, 3.0, 11.0, 12.0]
+    other = linregress([math.log(value) for value in x], [math.log(value) for value in y])
+    fit = fit_power_law(x, y)
+    assert (fit.exponent, fit.error) == (pytest.approx(other.slope), pytest.approx(other.stderr))
 
 
 def test_conjugate_gradients_take_as_many_steps_as_there_are_eigenvalues_and_newton_schulz_a_logarithm() -> None:

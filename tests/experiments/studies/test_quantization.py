@@ -19,10 +19,11 @@ from heatbath.experiments import Choice, Hyper, Record, read_record
 from heatbath.experiments.studies import Grid, Outcome, Quantization, Setting, quantization_page
 from heatbath.experiments.studies.grid import SWEEPS
 from heatbath.experiments.studies.quantization import Findings, Point, final_loss
-from heatbath.experiments.studies.quantization_figures import kept
+from heatbath.experiments.studies.quantization_figures import kept, row
+from heatbath.experiments.studies.quantization_page import _alone, _bits, _plain_points
 from heatbath.experiments.tuned import Tuned
 from heatbath.machines import MachineSpec, load_machine
-from tests.experiments import tasks
+from tests.experiments import hand, tasks
 
 GRID = Grid((6, 12), (8,), (1.0, 10.0), ("thermodynamic-inverse",), ("noise",))
 STUDY = Quantization(Setting(tasks.experiment, steps=6), GRID, seeds=2, trials=3)
@@ -169,9 +170,52 @@ def made(*points: Point) -> Findings:
 def test_the_share_kept_is_taken_seed_by_seed() -> None:
     one = point([2.0, 2.0])
     findings = made(one)
-    assert findings.shares(one) == [0.5, 0.75]
-    assert findings.shares(findings.digital) == [1.0, 1.0]
+    assert findings.shares(one) == pytest.approx([math.log(3 / 2) / math.log(3), math.log(5 / 2) / math.log(5)])
+    assert findings.shares(findings.digital) == pytest.approx([1.0, 1.0])
     assert findings.shares(findings.adam) == [0.0, 0.0]
+    assert findings.bar == pytest.approx((3**0.1 + 5**0.1) / 2)
+    lost = Point("grid", "", one.choice, [run(2.0), run(2.0, ended="diverged")])
+    assert (findings.shares(lost) or [])[1] == -math.inf
+
+
+def test_a_loss_ten_times_kfacs_does_not_keep_its_benefit() -> None:
+    """AdamW 92 times K-FAC's loss, as the study of digits found: a linear share calls 10 times K-FAC's loss 90 % kept."""
+    plain = [point([0.92, 0.92], "baseline"), point([4.0, 4.0], "control"), point([0.01, 0.01], "digital")]
+    ten, near = point([0.1, 0.1]), point([0.015, 0.015])
+    findings = Findings([], [*plain, ten, near])
+    assert (0.92 - 0.1) / (0.92 - 0.01) > 0.9
+    assert not kept(findings, ten)
+    assert kept(findings, near)  # 92^0.1 = 1.57 times is the bar
+
+
+def test_every_column_of_the_page_is_what_records_by_hand_say() -> None:
+    """AdamW at losses 3 and 5, K-FAC at 1 and 1, the machine at 1 and 2: shares 1 and ln 2.5/ln 5 = 0.569, mean 0.785."""
+    machine = point([1.0, 2.0], **{"prepare.solved": 2.0, "prepare.redamped": 1.0, "prepare.fell_back": 1.0})
+    swept = replace(machine, group="noise", value=1e-3, runs=[run(1.0, spread=0.25), run(2.0, spread=0.75)])
+    findings = made(machine, swept)
+    study = replace(ONE_CELL, grid=replace(ONE_CELL.grid, sweeps=("noise",)))
+    curvature = {"largest κ of a factor": "9", "spread": "1", "layer spread": "1", "cosine": "0.50"}
+    table = _bits(study, findings, "thermodynamic-inverse")
+    assert hand.cells((table.head, table.rows)) == {"1, 8": {"8 read bits": "78% (d 25%, r 25%)", **curvature}}
+    table = _plain_points(findings)
+    digital = {"training loss": "1 ± 0", "over AdamW": "0.25", "over K-FAC": "1", "share kept": "100%", "m": "0.5 ± 0"}
+    control = {"training loss": "4 ± 0", "over AdamW": "1", "over K-FAC": "4", "share kept": "-6%", "m": "0.5 ± 0"}
+    baseline = {"training loss": "4 ± 1", "over AdamW": "1", "over K-FAC": "4", "share kept": "0%", "m": "0.5 ± 0"}
+    assert hand.cells((table.head, table.rows)) == {
+        name: {"lr": "0.1", **cells, **curvature}
+        for name, cells in (("baseline", baseline), ("control", control), ("digital", digital))
+    }
+    table = _alone(study, findings)
+    assert (table.head[1:5], table.rows) == (
+        ["value", "solver", "share kept", "training loss"],
+        [[SWEEPS["noise"].label, "0.001", "thermodynamic inverse", "78%", "1.5", "9", "0.5", "0.5", "0.50"]],
+    )
+    plain = row(findings, machine)
+    assert plain["share kept"] == pytest.approx((1 + math.log(2.5) / math.log(5)) / 2)
+    assert plain["lowest share"] == pytest.approx(math.log(2.5) / math.log(5))
+    assert (plain["final training loss"], plain["over AdamW"], plain["over digital K-FAC"]) == (1.5, 1.5 / 4, 1.5)
+    assert (plain["solved digitally"], plain["damped more"], plain["test metric"]) == (0.25, 0.25, 0.5)
+    assert list(row(findings, swept).values())[-5:-2] == [0.5, 0.5, 0.5]  # spread, layer spread, cosine
 
 
 def test_where_kfac_is_no_better_there_is_nothing_to_keep() -> None:

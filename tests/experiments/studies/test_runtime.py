@@ -20,11 +20,14 @@ from heatbath.experiments.studies import Runtime, runtime_page
 from heatbath.experiments.studies.crossover import best_digital, crossover, layer, seconds_of
 from heatbath.experiments.studies.networks import Network
 from heatbath.experiments.studies.runtime import Counted, count, methods, with_time_constant
-from heatbath.experiments.studies.runtime_page import break_even_power
+from heatbath.experiments.studies.runtime_page import _finding, _plain, _step_table, break_even_power
 from heatbath.experiments.studies.step_bill import Hardware, by_fluctuations, cell_seconds, step_prices
-from heatbath.experiments.studies.step_work import StepWork
+from heatbath.experiments.studies.step_work import BLOCKS, DEFAULT, FULL, Form, StepWork, second_order_step
 from heatbath.machines import Machine, MachineSpec, load_machine, presets
+from heatbath.optim import Policy
+from heatbath.solvers import Factorwise, ThermodynamicInverse
 from heatbath.work import Job, Work, matmul
+from tests.experiments import hand
 
 SLOW = Digital("slow", "an example", flops_per_second=1e9, bytes_per_second=1e15, launch_seconds=1e-12, watts=2.0)
 SPEC = MachineSpec(name="m", tau=1e-3, bandwidth=1e6)
@@ -61,8 +64,23 @@ def test_a_step_costs_the_sum_of_its_phases_and_a_share_of_its_refresh() -> None
 
 def test_one_machine_serves_the_jobs_of_a_phase_in_turn() -> None:
     prices = step_prices(STEP, Hardware(SLOW, SPEC, machines=1), passes=False)
-    assert prices.always.seconds == pytest.approx(2e-6 + 2 * 3 * 5e-3 + 2 * 4 * 5e-3)
-    assert prices.renewed.seconds == pytest.approx(6e-6 + 2 * 1e-3 + 8 * 5e-3)
+    assert prices.always.seconds == pytest.approx(2e-6 + 2 * 3 * 5e-3 + 2 * 4 * 5e-3 + 4 * 1e-3)
+    assert prices.renewed.seconds == pytest.approx(6e-6 + 8 * 5e-3)
+
+
+def test_fewer_machines_than_matrices_are_sent_them_at_every_step_and_the_bill_says_so() -> None:
+    """Four matrices of 1,000 bits over 1 Mbit/s are solved with in a step: 1 ms each, refreshed or not."""
+    four, three, one = (step_prices(STEP, Hardware(SLOW, SPEC, machines=k)) for k in (4, 3, 1))
+    assert (four.always.seconds_by_part["upload"], four.renewed.seconds_by_part["upload"]) == pytest.approx((0.0, 1e-3))
+    assert one.always.seconds_by_part["upload"] == pytest.approx(4e-3)
+    assert three.always.seconds_by_part["upload"] == pytest.approx(2e-3)  # two at a time on each side, one side after the other
+    assert one.renewed.seconds_by_part.get("upload", 0.0) == three.renewed.seconds_by_part.get("upload", 0.0) == 0.0
+    for prices in (three, one):
+        assert prices.always.seconds - prices.always.seconds_by_part["upload"] == pytest.approx(
+            step_prices(
+                replace(STEP, programming=Work()), Hardware(SLOW, SPEC, machines=1 if prices is one else 3)
+            ).always.seconds
+        )
 
 
 def test_machines_that_share_a_matrix_divide_the_drives() -> None:
@@ -248,3 +266,83 @@ def test_another_time_constant_keeps_the_noise() -> None:
     assert (fast.time_constant, fast.noise) == pytest.approx((1e-8, spec.noise))
     assert with_time_constant(SPEC, 2.0).tau == 2.0
     assert math.isclose(spec.time_constant, 1e-6)
+
+
+def hand_counted() -> tuple[Runtime, Counted]:
+    """A network by SGD, Adam, Cholesky in two forms, and both routes, of work that is priced on paper."""
+    digital = replace(STEP, programming=Work(), inversion=Work(), first=Work(), second=Work())
+    plain = StepWork(passes=MULTIPLY * 5, apply=MULTIPLY)
+    steps = {
+        "sgd": plain,
+        "adam": plain,
+        "cholesky": digital,
+        "newton-schulz": replace(digital, refresh=MULTIPLY * 13),
+        "cholesky-blocks": replace(digital, refresh=MULTIPLY),
+        "cholesky-default": digital,
+        "inverse": replace(STEP, first=Work(), second=Work()),
+        "inverse-blocks": replace(STEP, first=Work(), second=Work(), inversion=Work.of(job(drives=2))),
+        "solve": replace(STEP, inversion=Work()),
+    }
+    return Runtime([], SPEC, SLOW), Counted(tiny(), steps)
+
+
+def test_every_column_of_the_table_of_a_step_is_what_prices_by_hand_say() -> None:
+    """A product takes 2 µs. Every step 6 products; a refresh 2 for the factors and 3 more, 1 ms of upload, 40 ms of settling.
+
+    The method's solves take 3 + 4 drives of 5 ms in every step. 2 W while digital work is done.
+    """
+    study, one = hand_counted()
+    table = _step_table(study, one)
+    found = hand.cells((table.head, table.rows))
+    nothing = dict.fromkeys(("upload", "drive", "convert", "settle", "read"), "–")
+
+    def line(every: tuple[str, str, str], digital: str, energy: str, **parts: str) -> dict[str, str]:
+        columns = dict(zip(("every 1", "every 10", "every 100"), every, strict=True))
+        return {**columns, "at 10: digital": digital, **nothing, **parts, "energy": energy}
+
+    assert found == {
+        "SGD with momentum": line(("12 µs",) * 3, "12 µs", "24 µJ"),
+        "Adam": line(("12 µs",) * 3, "12 µs", "24 µJ"),
+        "K-FAC, Cholesky": line(("22 µs", "13 µs", "12.1 µs"), "13 µs", "26 µJ"),
+        "K-FAC, 4 warm Newton–Schulz steps": line(("42 µs", "15 µs", "12.3 µs"), "15 µs", "30 µJ"),
+        "K-FAC, Cholesky, blocks of 1,024": line(("18 µs", "12.6 µs", "12.1 µs"), "12.6 µs", "25.2 µJ"),
+        "thermodynamic inverse": line(("41 ms", "4.11 ms", "422 µs"), "13 µs", "≥ 26 µJ", upload="100 µs", settle="4 ms"),
+        "thermodynamic inverse, blocks of 1,024": line(
+            ("11 ms", "1.11 ms", "122 µs"), "13 µs", "≥ 26 µJ", upload="100 µs", settle="1 ms"
+        ),
+        "thermodynamic solve": line(("36 ms", "35.1 ms", "35 ms"), "13 µs", "≥ 26 µJ", upload="100 µs", settle="35 ms"),
+    }
+    assert _plain(study, one)["cholesky"]["10"]["seconds"]["digital"] == pytest.approx(13e-6)
+
+
+def test_the_sentence_of_a_network_compares_like_with_like_and_then_the_fastest_of_all() -> None:
+    assert _finding(*hand_counted()) == (
+        "- **a tiny network**, refreshed every 10 steps: with factors in full the best digital K-FAC (Cholesky) takes "
+        "13 µs, 1.08 times Adam's 12 µs; the best of the machines (thermodynamic inverse) 4.11 ms, 316 times as long; "
+        "with blocks of 1,024 the best digital K-FAC (Cholesky) takes 12.6 µs, 1.05 times Adam's 12 µs; the best of the "
+        "machines (thermodynamic inverse) 1.11 ms, 88.3 times as long; the library's default changes no factor here; "
+        "the fastest with machines over the fastest digital one, whatever the form: 88.3. Factors in full take 2 "
+        "machines of up to 8 cells."
+    )
+
+
+def test_the_power_table_is_what_prices_by_hand_say() -> None:
+    """The digital rival draws 30 µJ a step in 2 W; the solve's digital part 26 µJ, and its cells are at work 2·8·35 ms."""
+    study, one = hand_counted()
+    dear = Counted(one.network, {k: v for k, v in one.steps.items() if k != "cholesky"})
+    watts = break_even_power(study, dear, next(m for m in study.methods if m.name == "solve"))
+    assert watts == pytest.approx((30e-6 - 26e-6) / (2 * 8 * 35e-3))
+
+
+def test_a_form_of_factors_changes_the_step_it_is_counted_for() -> None:
+    """A layer of 5 inputs and a bias cut into blocks of 2: matrices of 2; in full, of 6 and 3."""
+    network = replace(tiny(), model=lambda: nn.Linear(5, 3), batch=lambda: (torch.rand(8, 5), torch.zeros(8, dtype=torch.long)))
+    machine = Machine(load_machine("tngd-2024"), tolerance=0)
+    full, cut = (
+        second_order_step(network, Factorwise(ThermodynamicInverse(machine)), form=form)
+        for form in (FULL, Form("blocks of 2", 2))
+    )
+    assert sorted(job.cells for job, n in full.programming.jobs.items() for _ in range(int(n))) == [3, 6]
+    assert max(job.cells for job in cut.programming.jobs) == 2
+    assert {m.form for m in STUDY.methods} == {FULL, BLOCKS, DEFAULT}
+    assert (DEFAULT.max_dim, DEFAULT.rank) == (Policy().max_dim, Policy().rank)

@@ -1,7 +1,8 @@
 """From which size on one method is faster than another: square layers, counted at sizes on a lattice.
 
 A layer n × n has two factors of size n. Only what differs between methods is priced: renewing and applying the preconditioner;
-passes and outer products are the same for all. The digital side is the best of its methods at the same interval.
+passes and outer products are the same for all. The digital side is the best of its methods at the same interval. Both sides
+keep factors in full, so both have the same preconditioner.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import nn
 from heatbath.experiments.studies.networks import Network
 from heatbath.experiments.studies.runtime import Counted, Method, Runtime, Watch, count
 from heatbath.experiments.studies.step_bill import Hardware, step_prices
-from heatbath.experiments.studies.step_work import StepWork
+from heatbath.experiments.studies.step_work import FULL, StepWork
 
 SIZES = tuple(round(64 * 2 ** (k * 2 / 3)) for k in range(13))  # 64 to 16384
 
@@ -36,9 +37,9 @@ def layer(size: int) -> Network:
 def count_layers(
     study: Runtime, folder: Path, *, sizes: Sequence[int] = SIZES, watch: Watch = lambda name, fresh: None
 ) -> dict[int, Counted]:
-    """Count square layers of all sizes by all second-order methods."""
+    """Count square layers of all sizes by all second-order methods with factors in full."""
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [method for method in study.methods if method.optimizer is None]
+    wanted = [method for method in study.methods if method.optimizer is None and method.form == FULL]
     return {size: count(layer(size), wanted, folder, watch=watch) for size in sizes}
 
 
@@ -48,8 +49,8 @@ def seconds_of(step: StepWork, method: Method, hardware: Hardware, every: int) -
 
 
 def best_digital(counted: Counted, methods: Sequence[Method], hardware: Hardware, every: int) -> tuple[float, Method]:
-    """The fastest digital method and its seconds a step, without passes."""
-    digital = [method for method in methods if not method.analog and method.optimizer is None]
+    """The fastest digital method with factors in full and its seconds a step, without passes."""
+    digital = [method for method in methods if not method.analog and method.optimizer is None and method.form == FULL]
     found = [(seconds_of(counted.steps[method.name], method, hardware, every), method) for method in digital]
     return min(found, key=lambda pair: pair[0])
 

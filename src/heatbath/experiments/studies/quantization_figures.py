@@ -18,9 +18,8 @@ from heatbath.experiments.csv_text import table_csv
 from heatbath.experiments.plots import COLOURS, INK, style
 from heatbath.experiments.studies.grid import SWEEPS
 from heatbath.experiments.studies.page import Picture
-from heatbath.experiments.studies.quantization import Findings, Point, Quantization
+from heatbath.experiments.studies.quantization import KEPT, Findings, Point, Quantization
 
-KEPT = 0.9  # share of the benefit from which on it counts as kept
 MOSTLY = 0.1  # share of blocks solved digitally above which the machine is not to be thanked
 FLOOR = -0.2  # shares below are drawn here: worse than AdamW is worse than AdamW
 PLAIN = {"digital": "digital, full precision", "control": "control: damping × 10⁹"}

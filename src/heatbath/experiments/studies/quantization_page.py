@@ -10,9 +10,8 @@ from heatbath.experiments.comparison import data_lines
 from heatbath.experiments.optimizers import machine_spec
 from heatbath.experiments.studies.grid import DRIFT, DRIFT_SPREAD, SWEEPS
 from heatbath.experiments.studies.page import Page, Table
-from heatbath.experiments.studies.quantization import Findings, Point, Quantization
+from heatbath.experiments.studies.quantization import KEPT, Findings, Point, Quantization
 from heatbath.experiments.studies.quantization_figures import (
-    KEPT,
     MOSTLY,
     kept,
     mean_share,
@@ -75,13 +74,15 @@ def _answer(study: Quantization, findings: Findings) -> list[str]:
     adam, digital = findings.adam, findings.digital
     start = (
         f"Tuned AdamW ends at a training loss of {spread(adam.losses)}, tuned digital K-FAC at {spread(digital.losses)}. "
-        "Shares say how much of this difference is kept: 100 % is as good as digital K-FAC, 0 % as good as AdamW, above 100 % "
-        "better than digital K-FAC."
+        "Shares say how much of this gain is kept, in logarithms of the loss: 100 % is as good as digital K-FAC, 0 % as good "
+        "as AdamW, above 100 % better than digital K-FAC."
     )
     if findings.shares(digital) is None:
         return [start, "Digital K-FAC is not better than AdamW here, so there is no benefit whose share could be kept."]
-    bar = fmean(adam.losses) - KEPT * (fmean(adam.losses) - fmean(digital.losses))
-    start += f" {KEPT:.0%}, from which on the benefit counts as kept, is a loss of {bar:.3g}."
+    times = findings.bar / fmean(digital.losses)
+    start += (
+        f" {KEPT:.0%}, from which on the benefit counts as kept, is a loss of {findings.bar:.3g}, {times:.2g} times K-FAC's."
+    )
     lines = [*_region(study, findings), *_limits(study, findings)]
     return [start, "\n".join(f"- {line}" for line in lines), _only_damping(findings)]
 
@@ -176,8 +177,8 @@ def _setting(study: Quantization, findings: Findings) -> list[str]:
         "is not tuned. The grid changes matrix and read bits; the sweeps change one figure of the machine as it is."
     )
     lines.append(
-        "Loss at the end: mean over the last tenth of the steps, at least five. Shares are taken seed by seed; one seed is one "
-        "start and one order of batches for all."
+        "Loss at the end: mean over the last tenth of the steps, at least five. Shares are of logarithms of losses, taken seed "
+        "by seed; one seed is one start and one order of batches for all."
     )
     lines.append(
         "A matrix that is not positive definite as held is damped more, and after three tries solved digitally (`Guarded`): "

@@ -19,7 +19,15 @@ from torch import nn
 from heatbath.costs import Digital
 from heatbath.experiments.studies.networks import Network
 from heatbath.experiments.studies.step_bill import Hardware, by_fluctuations
-from heatbath.experiments.studies.step_work import StepWork, first_order_step, second_order_step
+from heatbath.experiments.studies.step_work import (
+    BLOCKS,
+    DEFAULT,
+    FULL,
+    Form,
+    StepWork,
+    first_order_step,
+    second_order_step,
+)
 from heatbath.machines import Machine, MachineSpec
 from heatbath.solvers import (
     Cholesky,
@@ -33,8 +41,9 @@ from heatbath.solvers import (
 )
 from heatbath.work import Work
 
-FORMAT = 1
+FORMAT = 2
 FLUCTUATION_ERROR = 0.1  # relative error of an inverse that is read from fluctuations
+WARM_STEPS = 4  # of Newton–Schulz from the last inverse, as `WarmStarted` makes them
 
 Watch = Callable[[str, bool], None]
 
@@ -50,6 +59,7 @@ class Method:
         optimizer: makes the first-order optimizer.
         analog: whether machines take part.
         half: whether the refresh may use products in lower precision.
+        form: of large factors.
         counted_as: name of the method whose counts this one changes, and how; None: it is counted itself.
     """
 
@@ -59,25 +69,36 @@ class Method:
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None
     analog: bool = False
     half: bool = False
+    form: Form = FULL
     counted_as: tuple[str, Callable[[StepWork], StepWork]] | None = None
+
+    @property
+    def short(self) -> str:
+        """The title without its form."""
+        return self.title.removeprefix("K-FAC, ").removesuffix(f", {self.form.title}")
 
 
 def methods(spec: MachineSpec) -> tuple[Method, ...]:
     """All methods that are compared, with `spec` as the machine."""
     machine = Machine(spec, tolerance=0)  # the emulator must not look at values
+    inverse, warm = Factorwise(ThermodynamicInverse(machine)), f"{WARM_STEPS} warm Newton–Schulz steps"
     return (
         Method("sgd", "SGD with momentum", optimizer=lambda p: torch.optim.SGD(p, lr=1.0, momentum=0.9)),
         Method("adam", "Adam", optimizer=torch.optim.Adam),
         Method("cholesky", "K-FAC, Cholesky", Factorwise(Cholesky())),
         Method("eigen", "K-FAC, eigenbases", Eigen()),
-        Method("newton-schulz", "K-FAC, Newton–Schulz", Factorwise(NewtonSchulz())),
+        Method("newton-schulz", f"K-FAC, {warm}", Factorwise(NewtonSchulz(warm_steps=WARM_STEPS))),
         Method(
             "newton-schulz-bf16",
-            "K-FAC, Newton–Schulz in bf16",
+            f"K-FAC, {warm} in bf16",
             half=True,
             counted_as=("newton-schulz", lambda step: step),
         ),
-        Method("inverse", "thermodynamic inverse", Factorwise(ThermodynamicInverse(machine)), analog=True),
+        Method("cholesky-blocks", f"K-FAC, Cholesky, {BLOCKS.title}", Factorwise(Cholesky()), form=BLOCKS),
+        Method("cholesky-default", f"K-FAC, Cholesky, {DEFAULT.title}", Factorwise(Cholesky()), form=DEFAULT),
+        Method("inverse", "thermodynamic inverse", inverse, analog=True),
+        Method("inverse-blocks", f"thermodynamic inverse, {BLOCKS.title}", inverse, analog=True, form=BLOCKS),
+        Method("inverse-default", f"thermodynamic inverse, {DEFAULT.title}", inverse, analog=True, form=DEFAULT),
         Method(
             "fluctuations",
             "thermodynamic inverse by fluctuations",
@@ -100,6 +121,15 @@ class Counted:
 
     network: Network
     steps: dict[str, StepWork]
+
+    def shown(self, methods: Sequence[Method]) -> list[Method]:
+        """Those that were counted, without forms that change no factor here."""
+        full = {repr(method.solver): self.steps.get(method.name) for method in methods if method.form == FULL}
+        return [
+            method
+            for method in methods
+            if method.name in self.steps and (method.form == FULL or self.steps[method.name] != full.get(repr(method.solver)))
+        ]
 
     def times(self, depth: int) -> Counted:
         """The same with `depth` such networks side by side."""
@@ -169,7 +199,7 @@ def count(
         if method.counted_as is not None:
             continue
         path = folder / f"{network.name}-{method.name}.json"
-        made = {"format": FORMAT, "network": network.title, "method": repr(method.solver)}
+        made = {"format": FORMAT, "network": network.title, "method": repr((method.solver, method.form))}
         step = _read(path, made)
         watch(path.stem, step is None)
         if step is None:
@@ -186,7 +216,7 @@ def _count(network: Network, method: Method, passes: Work | None) -> StepWork:
     if method.optimizer is not None:
         return first_order_step(network, method.optimizer)
     assert method.solver is not None  # a method is one or the other
-    return second_order_step(network, method.solver, passes=passes)
+    return second_order_step(network, method.solver, passes=passes, form=method.form)
 
 
 def _read(path: Path, made: dict[str, Any]) -> StepWork | None:  # Any: JSON values

@@ -15,7 +15,7 @@ from heatbath.experiments.studies.crossover import best_digital, seconds_of
 from heatbath.experiments.studies.page import Picture
 from heatbath.experiments.studies.runtime import Counted, Runtime, with_time_constant
 from heatbath.experiments.studies.step_bill import Hardware, step_prices
-from heatbath.experiments.studies.step_work import rescaled
+from heatbath.experiments.studies.step_work import FULL, rescaled
 from heatbath.machines.figures import settle_seconds
 from heatbath.machines.spec import SETTLE_TAUS
 
@@ -27,9 +27,9 @@ def parts_picture(study: Runtime, counted: Sequence[Counted]) -> Picture:
     """A step of each network by each method, by part."""
     rows: list[Sequence[object]] = []
     with style():
-        figure = Figure(figsize=(7.6, 2.9 * len(counted)), layout="constrained")
+        figure = Figure(figsize=(7.6, 3.4 * len(counted)), layout="constrained")
         for axes, one in zip(figure.subplots(len(counted), 1, squeeze=False)[:, 0], counted, strict=True):
-            shown = [method for method in study.methods if method.name in one.steps and method.name != "fluctuations"]
+            shown = [method for method in one.shown(study.methods) if method.name != "fluctuations"]
             for place, method in enumerate(shown):
                 bill = step_prices(one.steps[method.name], study.hardware, half=method.half).per_step(SHOWN)
                 _bar(axes, place, bill)
@@ -100,7 +100,7 @@ def sweeps_picture(study: Runtime, one: Counted) -> Picture:
     digital = min(
         step_prices(one.steps[m.name], study.hardware, half=m.half).per_step(SHOWN).seconds
         for m in study.methods
-        if not m.analog and m.optimizer is None and m.name in one.steps
+        if not m.analog and m.optimizer is None and m.form == FULL
     )
     stated = study.spec.settle_taus or SETTLE_TAUS
     bits = study.spec.matrix_bits or 32
@@ -135,7 +135,7 @@ def sweeps_picture(study: Runtime, one: Counted) -> Picture:
                 times = [seconds(x, name) for x in values]
                 axes.plot(values, times, DASHES[k], marker="o", markersize=3, color=COLOURS[k], label=by_name[name].title)
                 rows += [[label, x, by_name[name].title, t] for x, t in zip(values, times, strict=True)]
-            axes.axhline(digital, color=COLOURS[5], linestyle="--", linewidth=1.2, label="best digital K-FAC")
+            axes.axhline(digital, color=COLOURS[5], linestyle="--", linewidth=1.2, label="best digital K-FAC, factors in full")
             if not label.startswith("bits"):
                 axes.set_xscale("log")
             axes.set_yscale("log")

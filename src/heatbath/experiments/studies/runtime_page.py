@@ -17,7 +17,7 @@ from heatbath.experiments.plots import COLOURS, style, tidy
 from heatbath.experiments.studies.crossover import best_digital, crossover, seconds_of
 from heatbath.experiments.studies.networks import Network
 from heatbath.experiments.studies.page import Page, Picture, Table
-from heatbath.experiments.studies.runtime import Counted, Method, Runtime, with_time_constant
+from heatbath.experiments.studies.runtime import WARM_STEPS, Counted, Method, Runtime, with_time_constant
 from heatbath.experiments.studies.runtime_figures import (
     SHOWN,
     layers_picture,
@@ -25,7 +25,7 @@ from heatbath.experiments.studies.runtime_figures import (
     sweeps_picture,
 )
 from heatbath.experiments.studies.step_bill import Hardware, cell_seconds, step_prices
-from heatbath.experiments.studies.step_work import rescaled
+from heatbath.experiments.studies.step_work import DEFAULT, rescaled
 from heatbath.layers import symmetric_layers
 from heatbath.optim import EquilibriumPropagation
 
@@ -100,6 +100,11 @@ def _bills(study: Runtime, one: Counted, method: Method) -> list[Bill]:
     return [prices.per_step(every) for every in study.intervals]
 
 
+def _bill(study: Runtime, one: Counted, method: Method) -> Bill:
+    """Of a step at the interval that is shown."""
+    return step_prices(one.steps[method.name], study.hardware, half=method.half).per_step(SHOWN)
+
+
 def _text(bill: Bill, amount: str) -> str:
     unit, unstated = ("s", bill.unstated_seconds) if amount == "seconds" else ("J", bill.unstated_joules)
     value = getattr(bill, amount)
@@ -112,18 +117,19 @@ def _step_table(study: Runtime, one: Counted) -> Table:
     head = ["method", *(f"every {every}" for every in study.intervals)]
     head += [f"at {SHOWN}: digital", "upload", "drive", "convert", "settle", "read", "energy"]
     rows = []
-    for method in study.methods:
-        if method.name not in one.steps:
-            continue
+    for method in one.shown(study.methods):
         bills = _bills(study, one, method)
-        shown = step_prices(one.steps[method.name], study.hardware, half=method.half).per_step(SHOWN)
+        shown = _bill(study, one, method)
         parts = []
         for part in ("digital", "upload", "drive", "convert", "settle", "read"):
             value = shown.seconds_by_part.get(part, 0.0)
             unstated = part in shown.unstated_seconds
             parts.append(with_unit(value, "s") if value else ("not stated" if unstated else "–"))
         rows.append([method.title, *(_text(bill, "seconds") for bill in bills), *parts, _text(shown, "joules")])
-    note = "“every” is the interval between refreshes; one machine for each matrix. ≥: the source leaves a part unstated."
+    note = (
+        "“every” is the interval between refreshes; one machine for each matrix. ≥: the source leaves a part unstated. Factors "
+        "are kept in full where no form is named; forms that change no factor of this network are left out."
+    )
     return Table(head, rows, note)
 
 
@@ -132,9 +138,10 @@ def break_even_power(study: Runtime, one: Counted, method: Method) -> float | No
 
     Converters and transfer are left out, so a real cell may draw less.
     """
-    costs = {m.name: step_prices(one.steps[m.name], study.hardware, half=m.half).per_step(SHOWN) for m in study.methods}
-    digital = min(costs[m.name].joules for m in study.methods if not m.analog and m.optimizer is None)
-    spare = digital - costs[method.name].joules
+    shown = one.shown(study.methods)
+    rivals = [m for m in shown if not m.analog and m.optimizer is None and m.form == method.form]
+    digital = min(_bill(study, one, m).joules for m in rivals)
+    spare = digital - _bill(study, one, method).joules
     return spare / cell_seconds(one.steps[method.name], SHOWN) if spare > 0 else None
 
 
@@ -192,8 +199,8 @@ def _crossing_table(study: Runtime, crossings: Crossings) -> Table:
         rows.append([with_unit(tau, "s"), with_unit(bandwidth, "bit/s"), str(depth), str(replicas), *found])
     note = (
         "Smallest n of square layers n × n, one or 32 of them, from which the machines' preconditioner takes no longer than "
-        "the best digital one (Cholesky, eigenbases, Newton–Schulz, Newton–Schulz in bf16) at the same interval; “never”: not "
-        "up to 16,384, the largest size counted; 64, the smallest: everywhere."
+        "the best digital one (Cholesky, eigenbases, warm Newton–Schulz, the same in bf16) at the same interval, both with "
+        "factors in full; “never”: not up to 16,384, the largest size counted; 64, the smallest: everywhere."
     )
     return Table(head, rows, note)
 
@@ -281,19 +288,32 @@ def _answer(study: Runtime, counted: Sequence[Counted], crossings: Crossings) ->
 
 
 def _finding(study: Runtime, one: Counted) -> str:
-    shown = [method for method in study.methods if method.name in one.steps]
-    cost = {m.name: step_prices(one.steps[m.name], study.hardware, half=m.half).per_step(SHOWN) for m in shown}
-    digital = min((m for m in shown if not m.analog and m.optimizer is None), key=lambda m: cost[m.name].seconds)
-    analog = min((m for m in shown if m.analog), key=lambda m: cost[m.name].seconds)
-    adam = cost["adam"].seconds
-    ratio = cost[analog.name].seconds / cost[digital.name].seconds
-    verdict = f"{1 / ratio:.3g} times faster than" if ratio < 1 else f"{ratio:.3g} times as long as"
+    """The fastest digital and the fastest with machines: with the same factors, then in any form."""
+    shown = one.shown(study.methods)
+    adam = _bill(study, one, next(m for m in shown if m.name == "adam")).seconds
+    sentences = []
+    for form in dict.fromkeys(m.form for m in shown):
+        digital, analog = (_fastest(study, one, [m for m in shown if m.form == form], analog=side) for side in (False, True))
+        seconds, machine = _bill(study, one, digital).seconds, _bill(study, one, analog)
+        sentences.append(
+            f"with {form.title} the best digital K-FAC ({digital.short}) takes {with_unit(seconds, 's')}, {seconds / adam:.3g} "
+            f"times Adam's {with_unit(adam, 's')}; the best of the machines ({analog.short}) {_text(machine, 'seconds')}, "
+            f"{machine.seconds / seconds:.3g} times as long"
+        )
+    best = [_bill(study, one, _fastest(study, one, shown, analog=side)).seconds for side in (True, False)]
+    rest = "; the library's default changes no factor here" if all(m.form != DEFAULT for m in shown) else ""
+    if len(sentences) > 1:
+        rest += f"; the fastest with machines over the fastest digital one, whatever the form: {best[0] / best[1]:.3g}"
+    held = one.steps["inverse"].programming.jobs
     return (
-        f"- **{one.network.title}**: refreshed every {SHOWN} steps, the best digital K-FAC "
-        f"({digital.title.removeprefix('K-FAC, ')}) "
-        f"takes {cost[digital.name].seconds / adam:.3g} times Adam's {with_unit(adam, 's')}; the best of the machines "
-        f"({analog.title}) takes {_text(cost[analog.name], 'seconds')}, {verdict} the digital one."
+        f"- **{one.network.title}**, refreshed every {SHOWN} steps: {'; '.join(sentences)}{rest}. Factors in full take "
+        f"{sum(held.values()):,.0f} machines of up to {max(job.cells for job in held):,} cells."
     )
+
+
+def _fastest(study: Runtime, one: Counted, methods: Sequence[Method], *, analog: bool) -> Method:
+    able = [m for m in methods if m.analog is analog and m.optimizer is None]
+    return min(able, key=lambda m: _bill(study, one, m).seconds)
 
 
 def _setting(study: Runtime, counted: Sequence[Counted]) -> list[str]:
@@ -305,9 +325,13 @@ def _setting(study: Runtime, counted: Sequence[Counted]) -> list[str]:
         "priced as if they were one stack, which favours the digital side; “in bf16” prices all of them in bf16."
     )
     lines.append(
-        "Newton–Schulz takes 20 steps from a cold start, enough for condition numbers up to about 1,000; in bf16 it converges "
-        "for condition numbers well below 256 only. Both count as rivals at any condition number here, in the digital side's "
-        "favour."
+        f"Newton–Schulz takes {WARM_STEPS} steps from the last inverse ({2 * WARM_STEPS + 1} products), as `WarmStarted` does. "
+        "That is enough where a refresh finds the factors near those of the last one, and not always: what has not converged "
+        "is handed to Cholesky, which is not priced here. In bf16 it converges for condition numbers well below 256 only."
+    )
+    lines.append(
+        "Blocks and sketches are other preconditioners than factors in full: how many steps they take has to be measured as "
+        "well. Machines are compared with digital K-FAC of the same form."
     )
     lines.append("Norms, embeddings and the output layer over a vocabulary are trained by AdamW, for every K-FAC alike.")
     lines.append(

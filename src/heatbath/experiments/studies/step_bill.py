@@ -4,6 +4,9 @@
 
 Phases are priced one after the other, since each needs the one before; within a phase every machine works at once. The digital
 side waits while machines work and machines wait while it does: nothing is overlapped, on either side of the comparison.
+
+Where machines are fewer than the matrices that are solved with in a step (method 2), matrices displace one another, and each is
+sent in every step: `programming` is then part of `first` and `second`.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from heatbath.costs import Bill, Digital, price
+from heatbath.costs import Bill, Digital, price, send_again
 from heatbath.experiments.studies.step_work import StepWork, replicate
 from heatbath.machines import MachineSpec
 from heatbath.work import Work
@@ -77,6 +80,10 @@ def step_prices(step: StepWork, hardware: Hardware, *, half: bool = False, passe
         passes: false: leave out forward, backward and outer products, which every method of one network shares.
     """
     step = replicate(step, hardware.replicas) if hardware.replicas > 1 else step
+    solved_with = sum((step.first + step.second).jobs.values())
+    if hardware.machines is not None and hardware.machines < solved_with:
+        first, second = send_again(step.first, step.programming), send_again(step.second, step.programming)
+        step = replace(step, first=first, second=second, programming=Work())
     shared = [step.passes] if passes else []
     always = [hardware.cost(work) for work in (*shared, step.apply, step.first, step.second)]
     renewed = [hardware.cost(work) for work in (*([step.capture] if passes else []), step.programming, step.inversion)]

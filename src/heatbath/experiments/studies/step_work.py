@@ -79,21 +79,49 @@ def first_order_step(network: Network, make: Callable[[list[nn.Parameter]], torc
     return StepWork(model_work(model, network.loss, batch), update)
 
 
-def second_order_step(network: Network, solver: Solver[Any], *, passes: Work | None = None) -> StepWork:
-    """A step of K-FAC, factors in full, in the long run: its second refresh is counted, which may start from the first.
+@dataclass(frozen=True)
+class Form:
+    """How large factors are kept.
+
+    Args:
+        title: for people.
+        max_dim: of `Policy`; None: in full.
+        rank: of `Policy`, of factors above `max_dim`; None: they are cut into blocks.
+    """
+
+    title: str
+    max_dim: int | None = None
+    rank: int | None = None
+
+
+FULL = Form("factors in full")
+BLOCKS = Form("blocks of 1,024", 1024)
+DEFAULT = Form(f"hb.KFAC's default (sketches above {Policy().max_dim:,})", Policy().max_dim, Policy().rank)
+
+
+def second_order_step(network: Network, solver: Solver[Any], *, passes: Work | None = None, form: Form = FULL) -> StepWork:
+    """A step of K-FAC in the long run: its second refresh is counted, which may start from the first.
 
     Args:
         network: the shapes.
         solver: of the damped factors; `Factorwise(…)`, or `Eigen()`. A machine's tolerance must be 0: the emulator may not
             look at values, of which there are none.
         passes: forward and backward, if they are known already.
+        form: of large factors. Another form is another preconditioner, whose steps have to be measured as well.
     """
     with torch.device("meta"):
         model, batch = network.model(), network.batch()
     if passes is None:
         passes = model_work(model, network.loss, batch)
     policy = Policy(
-        factor_every=1, refresh_every=2, patience=0, max_dim=None, skip=network.skip, distributed=False, trust=KLClip()
+        factor_every=1,
+        refresh_every=2,
+        patience=0,
+        max_dim=form.max_dim,
+        rank=form.rank,
+        skip=network.skip,
+        distributed=False,
+        trust=KLClip(),
     )
     optimizer = KFAC(model, solver=solver, policy=policy)
     for refreshed in (True, False, True, False):
