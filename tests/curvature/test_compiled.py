@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatbath.curvature import Categorical, EmpiricalFisher, ExactFisher, Reduction
-from heatbath.curvature.compiled import arrive, begin, can_watch, watch
+from heatbath.curvature.capture.compiled import arrive, begin, can_watch, watch
 from heatbath.optim import KFAC, Policy
 from tests.curvature.truth import fill
 from tests.laws import noise

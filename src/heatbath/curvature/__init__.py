@@ -3,6 +3,9 @@
 from heatbath.curvature.average import average_weights as average_weights
 from heatbath.curvature.average import update_average as update_average
 from heatbath.curvature.capture import Capture as Capture
+from heatbath.curvature.capture import Site as Site
+from heatbath.curvature.capture import attach_hooks as attach_hooks
+from heatbath.curvature.capture import find_sites as find_sites
 from heatbath.curvature.dataset import SummedCurvature as SummedCurvature
 from heatbath.curvature.dataset import jacobian_rows as jacobian_rows
 from heatbath.curvature.dataset import named_sites as named_sites
@@ -37,6 +40,4 @@ from heatbath.curvature.sharding import own_pieces as own_pieces
 from heatbath.curvature.sharding import piece as piece
 from heatbath.curvature.sharding import share as share
 from heatbath.curvature.sharding import whole as whole
-from heatbath.curvature.sites import Site as Site
-from heatbath.curvature.sites import find_sites as find_sites
 from heatbath.curvature.squares import SquareSums as SquareSums

@@ -18,10 +18,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from heatbath.curvature.capture import Capture
+from heatbath.curvature.capture import Capture, Site, attach_hooks, find_sites
 from heatbath.curvature.factors import FactorSums, Form
 from heatbath.curvature.fisher import Fisher
-from heatbath.curvature.sites import Site, find_sites
 from heatbath.layers import Rows, default_rules
 from heatbath.operators import Kronecker
 from heatbath.work import Work
@@ -171,7 +170,7 @@ class _Record(_Sink):
 def _watching(model: nn.Module, sites: Sequence[Site], sink: _Sink) -> Iterator[Capture]:
     """Hooks that tell a sink of pulled-back vectors alone, for as long as the context lasts."""
     capture = sink.capture = Capture(model, sites, listening=False)
-    capture.attach(sink.take)
+    attach_hooks(capture, sink.take)
     try:
         yield capture
     finally:

@@ -1,6 +1,6 @@
 """How a loss joins its terms, and how shared positions enter the factors.
 
-The number of terms is read from the model's output (`heatbath.curvature.terms`), so layers may see
+The number of terms is read from the model's output (`heatbath.curvature.capture.terms`), so layers may see
 other numbers of rows. In a graph network, whose rows are nodes, it is the number of graphs where
 the model pools nodes itself: then `EXAMPLES` and *expand* are right, and damping is in units of the
 curvature of the mean over graphs. Where nodes are pooled or masked outside the model, the nodes of

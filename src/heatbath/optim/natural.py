@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heatbath.curvature import Capture, Reduction, Sharing, Site, is_parallel, norms, piece
+from heatbath.curvature import Capture, Reduction, Sharing, Site, attach_hooks, is_parallel, norms, piece
 from heatbath.layers import Rows
 from heatbath.optim.base import CurvatureOptimizer, loss_of
 from heatbath.optim.beside import CUDAStreams, Streams
@@ -128,7 +128,7 @@ class NaturalGradient(CurvatureOptimizer):
         known = None if quadratic is None else quadratic.likelihood
         self.capture.likelihood = self.policy.fisher.likelihood or known
         self.capture.listening = not self.policy.fisher.observes
-        self.capture.attach(self._sink)
+        attach_hooks(self.capture, self._sink)
         self._start()
 
     def _start(self) -> None:

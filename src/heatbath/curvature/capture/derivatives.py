@@ -10,42 +10,18 @@ product. Derivatives in forward mode (`torch.autograd.forward_ad`) make ż = W �
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
 from torch.utils.hooks import RemovableHandle
 
-from heatbath.curvature.views import ITSELF, View, source_of
+from heatbath.curvature.capture.recorder import Capture
+from heatbath.curvature.capture.sites import Site
+from heatbath.curvature.capture.views import ITSELF, View, source_of
 from heatbath.layers import Call, product_rows, trains_weight
-
-if TYPE_CHECKING:
-    from heatbath.curvature.capture import Capture
-    from heatbath.curvature.sites import Site
-
-
-def watch_call(capture: Capture, site: Site, module: nn.Module, call: Call, taken: Tensor, output: Tensor) -> None:
-    """Watch a forward call of a layer, its tangents and what derivatives make of both.
-
-    Args:
-        capture: where rows go.
-        site: the layer.
-        module: the layer, or the twin of it that was called.
-        call: what it was called with, detached.
-        taken: its input, with its graph, and used by nothing else.
-        output: what came of it.
-    """
-    use = partial(Use, capture, site, module, call, capture.passes)
-    source = source_of(output)
-    use(taken).watch(source, View.of(output, source))
-    before, after = unpack_dual(taken).tangent, unpack_dual(output).tangent
-    if before is not None and after is not None and after.requires_grad and trains_weight(site.rule, site.module):
-        capture.derived = True
-        source = source_of(after)
-        use(before, 2).watch(source, View.of(after, source))
 
 
 @dataclass(eq=False)
@@ -60,7 +36,8 @@ class Use:
         pass_number: the model's forward pass.
         taken: what the product is taken of, with its graph, and used by nothing else.
         view: how `taken` is read, where it is the source of what the product is taken of.
-        order: how often it was differentiated: 0 is the forward call; odd ones are products with Wᵀ.
+        order: how often it was differentiated: 0 is the forward call, whose rows its hook delivers;
+            odd ones are products with Wᵀ.
     """
 
     capture: Capture
@@ -81,7 +58,13 @@ class Use:
         """Deliver the gradient at the product, read by `view` off that of its source, or follow it."""
         if self.capture.wants(self.site):
             self._deliver(view.read(grad.detach()))
-        elif torch.is_grad_enabled() and self._goes_on():
+        elif torch.is_grad_enabled():
+            return self.follow(view, grad)
+        return None
+
+    def follow(self, view: View, grad: Tensor) -> Tensor | None:
+        """Follow a pass that builds a graph to what it makes of the product; returns the gradient under a name of its own."""
+        if self._goes_on():
             alone = grad.view_as(grad)
             self._waiting = self.taken.register_hook(partial(self._follow, alone, view))
             return alone
@@ -93,12 +76,9 @@ class Use:
         rule, taken, call = self.site.rule, self.view.read(self.taken.detach()), self.call
         if self.capture.turns(self.site, self.module, grad):
             call, grad, taken = call.transposed(), grad.transpose(0, 1), taken.transpose(0, 1)
-        if self.order == 0:
-            rows = rule.rows(self.module, call, grad)
-        else:
-            transposed = self.order % 2 == 1
-            pair = (grad, taken) if transposed else (taken, grad)
-            rows = product_rows(rule, self.module, *pair, like=call if transposed else None)
+        transposed = self.order % 2 == 1
+        pair = (grad, taken) if transposed else (taken, grad)
+        rows = product_rows(rule, self.module, *pair, like=call if transposed else None)
         self.capture.hand_over(self.site, self.pass_number, rows)
 
     def _goes_on(self) -> bool:
@@ -117,3 +97,17 @@ class Use:
             Use(self.capture, self.site, self.module, self.call, self.pass_number, alone, self.order + 1, view).watch(
                 back, self.view
             )
+
+
+def watch_tangents(use: Use, output: Tensor) -> None:
+    """Watch ż = W ȧ of a forward call under forward-mode differentiation.
+
+    Args:
+        use: the call.
+        output: what came of it.
+    """
+    before, after = unpack_dual(use.taken).tangent, unpack_dual(output).tangent
+    if before is not None and after is not None and after.requires_grad and trains_weight(use.site.rule, use.site.module):
+        use.capture.derived = True
+        source = source_of(after)
+        replace(use, taken=before, order=2).watch(source, View.of(after, source))

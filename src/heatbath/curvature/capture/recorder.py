@@ -1,8 +1,6 @@
-"""Watching a model's ordinary forward and backward pass, without touching `.grad` or the user's loop.
+"""What a model's ordinary passes show: which calls count, how many terms the loss has, where rows go.
 
-A forward hook on each treated module notes what it was called with and hangs a hook on its output; when the gradient
-arrives there, the layer's rule turns both into rows and hands them to a sink. The hook sits on the output tensor, not on the
-module, so a first layer whose inputs need no gradient works (a full-backward hook would warn and miss it).
+The record without the hooks, which `heatbath.curvature.capture.hooks` puts on a model.
 
 How many terms the loss has is read from the model's first output whose gradient arrives, or from its inputs. Where the
 model's own forward is never called (a LightningModule whose training step calls its parts), layers count for themselves.
@@ -15,24 +13,14 @@ pass comes to a site whose parameters have no `.grad`, an accumulation begins: w
 brought was discarded with their gradients (a generator's pass through the discriminator, say),
 whoever set them to None. Gradients that are filled with zeros instead look like any other, so then
 it is the optimizer's `zero_grad` that must be called.
-
-The physics-informed pass makes further uses of a layer's weight, which are followed
-(`heatbath.curvature.derivatives`) through linear and convolutional layers. Other layers deliver
-what they did in the forward pass; what derivatives add to their gradients is not seen.
-
-`Capture` is a plain object that the optimizer holds: `torch.compile` skips hooks that are bound methods of an
-`Optimizer`, and hooks registered after the first compiled call. So hooks are registered once and switched by flags. A copy of
-the model copies its capture without the sink, so copies (averages of weights, say) are watched by nobody. Where a tool hands
-hooks on to a module of another kind without their keyword arguments (quantization does), they do nothing.
 """
 
 from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import count
 from typing import Any
 
@@ -42,22 +30,20 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
-from heatbath.curvature import compiled
-from heatbath.curvature.derivatives import watch_call
+from heatbath.curvature.capture.sites import Site
+from heatbath.curvature.capture.terms import Head, Inputs, Shape, output_terms
 from heatbath.curvature.likelihoods import Likelihood
-from heatbath.curvature.sites import Site
-from heatbath.curvature.terms import Head, Inputs, Shape, output_terms
-from heatbath.curvature.views import View, source_of
 from heatbath.layers import Call, RandomState, Rows, without_autocast
 
 Sink = Callable[[Site, int, tuple[Rows, ...]], None]
 _Leaf = tuple[Any, torch.dtype, torch.device]  # Any: a node of the autograd graph, which a cast parameter no longer ends in
 _tokens = count()
+CAPTURES: weakref.WeakValueDictionary[int, Capture] = weakref.WeakValueDictionary()  # by token, for compiled graphs
 
 
 @dataclass(eq=False)
 class Capture:
-    """Hooks on a model's sites that deliver rows to a sink.
+    """What the passes of a model have shown, and where rows go.
 
     Args:
         model: the model; its own forward calls delimit passes, so that a module used twice within one pass (tied or reused
@@ -104,39 +90,28 @@ class Capture:
     _tasks: dict[Site, int] = field(default_factory=dict)  # of the last one that brought rows of a site
     _random: dict[int, RandomState] = field(default_factory=dict)
     _leaves: dict[int, list[_Leaf]] = field(default_factory=dict)
-    _handles: list[RemovableHandle] = field(default_factory=list)
-
-    def attach(self, sink: Sink) -> None:
-        """Register the hooks; call it before the model is compiled.
-
-        Args:
-            sink: a bound method, called as `sink(site, pass_number, rows)` during backward passes, and held weakly: when its
-                owner is gone the hooks do nothing.
-        """
-        self.detach()
-        self.connect(sink)
-        compiled.guard_hooks()
-        self._handles.append(self.model.register_forward_pre_hook(partial(_note_pass, self), with_kwargs=True))
-        self._handles.append(self.model.register_forward_hook(partial(_note_outputs, self)))
-        for index, site in enumerate(self.sites):
-            place = torch.tensor(index)  # a tensor, so that blocks compiled one by one share their code
-            for module in (site.module, *site.twins):
-                if site.is_sharded():
-                    self._handles.append(module.register_forward_pre_hook(partial(_note_leaves, self, site)))
-                if site.rule.draws(module):
-                    self._handles.append(module.register_forward_pre_hook(partial(_note_random, self)))
-                if site.rule.is_bilinear:
-                    self._handles.append(module.register_forward_pre_hook(partial(_note_input, self), with_kwargs=True))
-                note = partial(_note_call, self, site, place)
-                # first of all: a hook that was there before may change what the module returns
-                self._handles.append(module.register_forward_hook(note, with_kwargs=True, prepend=True))
+    handles: list[RemovableHandle] = field(default_factory=list)
 
     def connect(self, sink: Sink) -> None:
         """Deliver to `sink` from now on, through hooks that are already there (in a copy of the model)."""
         self.token = next(_tokens)
-        compiled.register(self.token, self)
+        CAPTURES[self.token] = self
         self._sink = weakref.WeakMethod(sink)
-        self._leaves = {id(site): _leaves(site) for site in self.sites}
+        self._leaves.clear()
+        for site in self.sites:
+            self.note_leaves(site)
+
+    def note_leaves(self, site: Site) -> None:
+        """Note where the gradients of a site's parameters are accumulated now."""
+        self._leaves[id(site)] = _leaves(site)
+
+    def note_random(self, module: nn.Module) -> None:
+        """Keep the random state before a call that draws, for its repetition."""
+        self._random[id(module)] = RandomState.now(next(module.parameters()).device)
+
+    def take_random(self, module: nn.Module) -> RandomState | None:
+        """The random state before the call that has just ended."""
+        return self._random.pop(id(module), None)
 
     def follow(self, site: Site) -> None:
         """Find the ends of the autograd graph of a site whose parameters were cast after the optimizer was built.
@@ -159,9 +134,9 @@ class Capture:
 
     def detach(self) -> None:
         """Remove the hooks."""
-        for handle in self._handles:
+        for handle in self.handles:
             handle.remove()
-        self._handles.clear()
+        self.handles.clear()
 
     @property
     def watches(self) -> bool:
@@ -269,7 +244,7 @@ class Capture:
         if self.wants(site):
             if self.turns(site, module, grad):
                 call, grad = call.transposed(), grad.transpose(0, 1)
-            self.hand_over(site, pass_number, site.rule.rows(module, call, _detached(grad)))
+            self.hand_over(site, pass_number, site.rule.rows(module, call, detached(grad)))
 
     def turns(self, site: Site, module: nn.Module, grad: Any) -> bool:  # Any: one or several
         """Whether a layer's inputs and outputs have positions before examples."""
@@ -312,123 +287,6 @@ class Capture:
         return {**self.__dict__, **empty, "_sink": None, "enabled": False, "token": -1}
 
 
-def _note_pass(
-    capture: Capture, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
-) -> Any:  # Any: modules'
-    """Count the model's forward passes and note what they were called with."""
-    if kwargs is None or not capture.counts:
-        return None
-    if torch.compiler.is_compiling():
-        return compiled.begin(args, kwargs, capture.token)
-    first = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim > 0 and not x.is_nested), None)
-    capture.begin(first)
-    return None
-
-
-def _note_outputs(capture: Capture, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # Any: as above
-    """Hang a hook on the model's first output that has a batch and a gradient; a bare loss stands for its inputs."""
-    if not capture.counts:
-        return None
-    if torch.compiler.is_compiling() and isinstance(output, Tensor):
-        return compiled.arrive(output, capture.token)
-    _hang_count(capture, output)
-    return None
-
-
-@torch.compiler.disable
-def _hang_count(capture: Capture, output: Any) -> None:  # Any: as above
-    """The eager way."""
-    found = [x for x in _tensors(output) if x.requires_grad and not x.is_nested]
-    if found:
-        first = next((x for x in found if x.ndim > 0), found[0])
-        shape = capture.output_terms(first, capture.passes)
-        first.register_hook(partial(capture.arrive, capture.passes, shape))
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:  # Any: as above
-    """The tensors in nested sequences and mappings, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _tensors(inner)
-    elif isinstance(value, tuple | list):
-        for inner in value:
-            yield from _tensors(inner)
-
-
-def _note_random(capture: Capture, module: nn.Module, args: tuple[Any, ...]) -> None:  # Any: as above
-    """Keep the random state before a call that draws, for its repetition."""
-    if capture.watches and not torch.compiler.is_compiling():
-        capture._random[id(module)] = RandomState.now(next(module.parameters()).device)
-
-
-def _note_leaves(capture: Capture, site: Site, module: nn.Module, args: tuple[Any, ...]) -> None:  # Any: as above
-    """Note what stands in for parameters in pieces; after the call it may be gone already."""
-    if capture.watches:
-        capture._leaves[id(site)] = _leaves(site)
-
-
-def _note_input(capture: Capture, module: nn.Module, args: Any, kwargs: Any = None) -> Any:  # Any: as above
-    """Give a layer's input a name of its own, so that a gradient there is of this call alone."""
-    if kwargs is None or not capture.watches or torch.compiler.is_compiling():
-        return None
-    return tuple(map(_renamed, args)), {name: _renamed(value) for name, value in kwargs.items()}
-
-
-def _renamed(value: Any) -> Any:  # Any: modules take what they like
-    """The same tensor under another name in the graph."""
-    return value.view_as(value) if isinstance(value, Tensor) and value.requires_grad else value
-
-
-def _note_call(
-    capture: Capture, site: Site, place: Tensor, module: nn.Module, args: Any, *told: Any
-) -> Any:  # Any: modules take and return what they like
-    """Hang a hook on the output of a watched call. The call keeps no output: that would be a cycle, and memory."""
-    if len(told) != 2 or not capture.watches:
-        return None
-    kwargs, output = told
-    if torch.compiler.is_compiling() and compiled.can_watch(args, kwargs, output):
-        return compiled.watch(output, args, place, capture.token)
-    _hang(capture, site, module, args, kwargs, output)
-    return None
-
-
-@torch.compiler.disable
-def _hang(capture: Capture, site: Site, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:  # Any: as above
-    """The eager way."""
-    if not _is_as_found(site):
-        return
-    capture.begin_without()
-    if any(x.is_nested for x in _tensors([args, kwargs, output])):
-        capture.leave_out(site)
-        return
-    capture.follow(site)
-    if isinstance(output, Tensor):
-        capture.note_head(site, output)
-    if site in capture.resting:
-        capture._random.pop(id(module), None)
-        return
-    target = site.rule.outputs(module, output)
-    random = capture._random.pop(id(module), None)
-    chained = not isinstance(target, Tensor) and len({y.grad_fn for y in target}) > 1
-    call = Call(_detached(args), _detached(kwargs), None, module.training, random, chained)
-    deliver = partial(capture.deliver, site, module, call, capture.passes)
-    if isinstance(target, Tensor):
-        if target.requires_grad and site.rule.is_bilinear:
-            watch_call(capture, site, module, call, next(iter((*args, *kwargs.values()))), target)
-        elif target.requires_grad:
-            source = source_of(target)
-            view = View.of(target, source)
-            source.register_hook(lambda grad: deliver(view.read(grad)))
-    elif target:
-        sources = [x if site.rule.reuses(module, i) else source_of(x) for i, x in enumerate(target)]
-        views = [View.of(x, source) for x, source in zip(target, sources, strict=True)]
-        torch.autograd.graph.register_multi_grad_hook(
-            sources, lambda grads: deliver([v.read(g) for v, g in zip(views, grads, strict=True)])
-        )
-
-
 def _has_gradient(site: Site) -> bool:
     """Whether a site has gradients to add to; sharded parameters may keep theirs elsewhere."""
     return site.is_sharded() or any(p.grad is not None for p in site.held.values())
@@ -441,19 +299,6 @@ def _leaves(site: Site) -> list[_Leaf]:
     return [(get_gradient_edge(p).node if p.requires_grad else None, p.dtype, p.device) for p in site.held.values()]
 
 
-def _is_as_found(site: Site) -> bool:
-    """Whether a site still trains what it did when it was found; false if it is frozen by now or computes for others."""
-    if not site.is_itself():
-        return False
-    trained = [p.requires_grad for p in site.parameters().values()]
-    if any(trained) and (not all(trained) or site.rule.blocks(site.module) != site.blocks):
-        raise ValueError(
-            f"{site.name or 'the model'} trains other parameters than when the optimizer was built: "
-            "call opt.refresh_layout() after freezing or unfreezing parameters"
-        )
-    return all(trained)
-
-
-def _detached(value: Any) -> Any:  # Any: modules take what they like
+def detached(value: Any) -> Any:  # Any: modules take what they like
     """The same values without their graph, so that a hook never keeps a graph alive."""
     return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, value)

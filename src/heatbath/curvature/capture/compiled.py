@@ -15,24 +15,14 @@ Operators take only tensors and numbers, so captures are found by number, in a w
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from heatbath.curvature.capture.recorder import CAPTURES
 from heatbath.layers import Call
-
-if TYPE_CHECKING:
-    from heatbath.curvature.capture import Capture
-
-_CAPTURES: weakref.WeakValueDictionary[int, Capture] = weakref.WeakValueDictionary()
-
-
-def register(token: int, capture: Capture) -> None:
-    """Let operators find a capture by its number."""
-    _CAPTURES[token] = capture
 
 
 def guard_hooks() -> None:
@@ -79,7 +69,7 @@ def arrive(output: Tensor, token: int) -> Any:  # Any: the output, or None for "
 
 @torch.library.custom_op("heatbath::begin", mutates_args=())
 def _begin(x: Tensor, token: int) -> Tensor:
-    capture = _CAPTURES.get(token)
+    capture = CAPTURES.get(token)
     if capture is not None:
         capture.begin(x)
     return x.clone()
@@ -87,14 +77,14 @@ def _begin(x: Tensor, token: int) -> Tensor:
 
 @torch.library.custom_op("heatbath::arrive", mutates_args=())
 def _arrive(output: Tensor, token: int) -> tuple[Tensor, Tensor]:
-    capture = _CAPTURES.get(token)
+    capture = CAPTURES.get(token)
     return output.clone(), torch.tensor([token, 0 if capture is None else capture.passes])
 
 
 @torch.library.custom_op("heatbath::arrived", mutates_args=())
 def _arrived(grad: Tensor, note: Tensor) -> Tensor:
     token, pass_number = note.tolist()
-    capture = _CAPTURES.get(token)
+    capture = CAPTURES.get(token)
     if capture is not None:
         capture.arrive(pass_number, capture.output_terms(grad, pass_number))
     return grad.clone()
@@ -102,7 +92,7 @@ def _arrived(grad: Tensor, note: Tensor) -> Tensor:
 
 @torch.library.custom_op("heatbath::watch", mutates_args=())
 def _watch(output: Tensor, args: list[Tensor], place: Tensor, token: int) -> tuple[Tensor, Tensor]:
-    capture = _CAPTURES.get(token)
+    capture = CAPTURES.get(token)
     note = [int(place), token, 0 if capture is None else capture.passes]
     if capture is not None:
         capture.called = True
@@ -113,7 +103,7 @@ def _watch(output: Tensor, args: list[Tensor], place: Tensor, token: int) -> tup
 @torch.library.custom_op("heatbath::deliver", mutates_args=())
 def _deliver(grad: Tensor, args: list[Tensor], note: Tensor) -> Tensor:
     place, token, pass_number, training = note.tolist()
-    capture = _CAPTURES.get(token)
+    capture = CAPTURES.get(token)
     if capture is not None:
         site = capture.sites[place]
         capture.deliver(site, site.module, Call(tuple(args), training=bool(training)), pass_number, grad)
