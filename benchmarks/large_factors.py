@@ -35,7 +35,7 @@ from step_workloads import convolutional
 from torch import Tensor, nn
 
 import heatbath as hb
-from heatbath.curvature.holding import Holding, Pieces, Sketch, holding
+from heatbath.curvature.factors.formats import Holding, Pieces, Sketch, holding
 from heatbath.experiments.data import cifar10
 from heatbath.experiments.environment import host, versions
 from heatbath.operators import BlockDiagonal, Dense, Kronecker, Operator, Sketched, map_tensors, random_basis

@@ -25,4 +25,5 @@ def test_every_file_that_is_named_exists() -> None:
     for room, words in rooms().items():
         for name in re.findall(r"`([a-z_]+)/?`", words):
             if name not in ("map_tensors", "select", "to_plain"):
-                assert (SOURCE / room / f"{name}.py").exists() or (SOURCE / room / name).is_dir(), f"{room}/{name}"
+                files = [*(SOURCE / room).glob(f"**/{name}.py"), *(SOURCE / room).glob(f"**/{name}/")]
+                assert files, f"{room}/{name}"

@@ -42,7 +42,7 @@ def test_large_factors_are_compared_by_what_a_run_would_have_averaged(benchmarks
     import large_factors
     import torch
 
-    from heatbath.curvature.holding import holding
+    from heatbath.curvature.factors.formats import holding
 
     rows = torch.randn(1, 30, 50, dtype=torch.float64)
     for limits in ((None, None), (20, None), (20, 8)):

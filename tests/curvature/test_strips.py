@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from heatbath.curvature import holding
-from heatbath.curvature.factors import FactorSums, Form
-from heatbath.curvature.holding import strips as strips_of
-from heatbath.curvature.holding import takes_halves
+from heatbath.curvature.factors import formats
+from heatbath.curvature.factors.formats import strips as strips_of
+from heatbath.curvature.factors.formats import takes_halves
+from heatbath.curvature.factors.sums import FactorSums, Form
 from heatbath.layers import Block, Rows
 from heatbath.work import Work, matmul
 from tests.curvature.truth import error
@@ -74,7 +74,7 @@ def test_halves_multiplied_as_they_are_give_the_mean_outer_product(dtype, max_di
         calls.append(a.shape)
         return plain_bmm(a.to(out_dtype), b.to(out_dtype))
 
-    monkeypatch.setattr(holding, "takes_halves", lambda device, rows, total: rows != total)
+    monkeypatch.setattr(formats, "takes_halves", lambda device, rows, total: rows != total)
     monkeypatch.setattr(torch, "bmm", bmm)
     rows = noise(1, 40, 2, 300, dtype=torch.float32).to(dtype)
     total = FactorSums([1], Form(Block(("weight",), 1, (2, 300)), torch.float32, torch.device("cpu"), max_dim=max_dim))

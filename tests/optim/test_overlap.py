@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heatbath.curvature.holding import Sketch
+from heatbath.curvature.factors.formats import Sketch
 from heatbath.operators import random_basis
 from heatbath.optim import KFAC, KLClip, Policy, Unclipped, renewal
 from heatbath.optim.beside import queue

@@ -1,7 +1,5 @@
 """From a backward pass to curvature operators."""
 
-from heatbath.curvature.average import average_weights as average_weights
-from heatbath.curvature.average import update_average as update_average
 from heatbath.curvature.capture import Capture as Capture
 from heatbath.curvature.capture import Site as Site
 from heatbath.curvature.capture import attach_hooks as attach_hooks
@@ -10,11 +8,14 @@ from heatbath.curvature.dataset import SummedCurvature as SummedCurvature
 from heatbath.curvature.dataset import jacobian_rows as jacobian_rows
 from heatbath.curvature.dataset import named_sites as named_sites
 from heatbath.curvature.dataset import sum_factors as sum_factors
-from heatbath.curvature.distributed import is_parallel as is_parallel
-from heatbath.curvature.distributed import join_processes as join_processes
-from heatbath.curvature.factors import Counts as Counts
-from heatbath.curvature.factors import FactorSums as FactorSums
-from heatbath.curvature.factors import Form as Form
+from heatbath.curvature.factors.average import average_weights as average_weights
+from heatbath.curvature.factors.average import update_average as update_average
+from heatbath.curvature.factors.distributed import is_parallel as is_parallel
+from heatbath.curvature.factors.distributed import join_processes as join_processes
+from heatbath.curvature.factors.second_moments import SquareSums as SquareSums
+from heatbath.curvature.factors.sums import Counts as Counts
+from heatbath.curvature.factors.sums import FactorSums as FactorSums
+from heatbath.curvature.factors.sums import Form as Form
 from heatbath.curvature.fisher import EmpiricalFisher as EmpiricalFisher
 from heatbath.curvature.fisher import ExactFisher as ExactFisher
 from heatbath.curvature.fisher import Fisher as Fisher
@@ -40,4 +41,3 @@ from heatbath.curvature.sharding import own_pieces as own_pieces
 from heatbath.curvature.sharding import piece as piece
 from heatbath.curvature.sharding import share as share
 from heatbath.curvature.sharding import whole as whole
-from heatbath.curvature.squares import SquareSums as SquareSums

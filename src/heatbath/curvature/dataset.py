@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from heatbath.curvature.capture import Capture, Site, attach_hooks, find_sites
-from heatbath.curvature.factors import FactorSums, Form
+from heatbath.curvature.factors.sums import FactorSums, Form
 from heatbath.curvature.fisher import Fisher
 from heatbath.layers import Rows, default_rules
 from heatbath.operators import Kronecker

@@ -25,9 +25,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from heatbath.curvature.holding import Holding, holding
+from heatbath.curvature.factors.formats import Holding, holding
+from heatbath.curvature.factors.second_moments import SquareSums
 from heatbath.curvature.reduction import Reduction, Sharing
-from heatbath.curvature.squares import SquareSums
 from heatbath.layers import Block, OneHot, Rows
 from heatbath.operators import Diagonal, Kronecker, Operator, upload
 from heatbath.work import Work

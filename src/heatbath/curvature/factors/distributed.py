@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from heatbath.curvature.factors import Counts, FactorSums
+from heatbath.curvature.factors.sums import Counts, FactorSums
 from heatbath.curvature.reduction import Reduction
 from heatbath.operators import from_triangle, lower_triangle, upload
 
