@@ -72,6 +72,7 @@ def test_machines_err_about_as_predicted() -> None:
     assert "tier" in result.notes
 
 
+@pytest.mark.filterwarnings("ignore::heatbath.solvers.prediction.InaccuracyWarning")
 @pytest.mark.parametrize(
     "readout", [CosineVectors(), UnitVectors(), Fluctuations(reads=400, interval=50 * TAU, burn_in=500 * TAU)]
 )
@@ -79,7 +80,7 @@ def test_all_read_outs_of_an_inverse_serve(readout: CosineVectors | UnitVectors 
     matrix = spd(2, n=4, condition=5)
     result = linalg.inv(matrix, machine=ROUGH, readout=readout, generator=fresh(1))
     assert ((result.value - torch.linalg.inv(matrix)).flatten(1).norm(dim=1) <= result.error).all()
-    assert ("predicted" in result.notes) != isinstance(readout, Fluctuations)
+    assert (result.notes["predicted"] < 0.2).all()
 
 
 @pytest.mark.parametrize("readout", [None, UnitVectors()])

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from heatbath.machines import Fault, Faulty, Machine, MachineSpec, Schedule
+from heatbath.machines import Fault, Faulty, Machine, MachineSpec, Schedule, load_machine
 from heatbath.operators import Dense
-from heatbath.solvers import ThermodynamicSolve
-from heatbath.solvers.prediction import InaccuracyWarning, Prediction, entry_error, predict, warn_if_useless
-from tests.solvers.truth import fresh, normal, solved, spd
+from heatbath.solvers import Fluctuations, Guarded, Outcome, ThermodynamicInverse, ThermodynamicSolve, linalg
+from heatbath.solvers.base import usable
+from heatbath.solvers.prediction import InaccuracyWarning, Prediction, entry_error, predict, predict_covariance, warn_if_useless
+from tests.solvers.truth import fresh, normal, relative, solved, spd
 
 TAU = 1e-6
 LONG = Schedule(2000 * TAU, 100 * TAU)
@@ -158,3 +160,57 @@ def test_warns_of_the_worst_member_only_if_it_is_useless() -> None:
         warn_if_useless(torch.tensor([0.05, 0.2]), torch.tensor([1.0, 2.0]), "cause", "remedy")
     with pytest.warns(InaccuracyWarning, match="is nan"):
         warn_if_useless(torch.tensor([torch.nan]), torch.tensor([2.0]), "cause", "remedy")
+
+
+COVARIANCE_CASES = [
+    (None, None, None, 5.0),
+    *((12, None, read_noise, 5.0) for read_noise in (None, 1e-4, 5e-4, 2e-3, 1e-2)),
+    *((8, gain, None, 5.0) for gain in (1.0, 4.0, 8.0, 16.0, None)),
+    (8, 4.0, 1e-3, 5.0),
+    (12, None, 1e-3, 0.5),
+    (12, None, 1e-3, 0.05),
+]
+
+
+@pytest.mark.parametrize(("bits", "gain", "read_noise", "interval"), COVARIANCE_CASES)
+def test_errors_of_covariance_read_outs_are_predicted(
+    bits: int | None, gain: float | None, read_noise: float | None, interval: float
+) -> None:
+    """Mean squared error of 60 read-outs against the closed form, by its own standard error."""
+    members, tau = 60, 1e-6
+    matrix = spd(n=6, condition=5)
+    root = matrix.diagonal().rsqrt()
+    matrix = root[:, None] * matrix * root
+    spec = MachineSpec(
+        name="noisy", tau=tau, noise_volts_rms=1e-3, read_bits=bits, read_gain_max=gain, read_noise_volts_rms=read_noise
+    )
+    readout = Fluctuations(500, interval * tau, 10 * interval * tau)
+    solver = ThermodynamicInverse(Machine(spec), readout, equilibrate=False)
+    state, _ = solver.prepare(Dense(matrix.expand(members, 6, 6)), generator=fresh(1))
+    inverse = torch.linalg.inv(matrix)
+    squares = (state.operator.dense() - inverse).square().sum((-2, -1)) / inverse.square().sum()
+    predicted = predict_covariance(
+        Machine(spec), matrix, reads=readout.reads, interval=readout.interval, burn_in=readout.burn_in
+    ).total
+    z = (squares.mean() - predicted.square()) / (squares.std() / members**0.5)
+    assert abs(z.item()) < 4
+    useful = usable(state.outcome).double().mean()
+    assert useful == 1 if predicted < 0.75 else useful < 1 or predicted < 1
+
+
+@pytest.mark.parametrize("change", [{"read_noise_volts_rms": 1e-5}, {"read_gain_max": 1.0}])
+def test_a_useless_covariance_read_out_is_not_called_solved(change: dict) -> None:
+    """Thermal noise of 2 µV of 1 V: read noise of 10 µV makes an inverse 19 × off, and without gain all reads are 0."""
+    machine = Machine(replace(load_machine("tngd-2024"), **change))
+    readout = Fluctuations(20_000, 1e-6, 50e-6)
+    matrix = spd(n=8, condition=10)
+    with pytest.warns(linalg.InaccuracyWarning, match="conversion"):
+        result = linalg.inv(matrix, machine=machine, readout=readout, generator=fresh(1))
+    error = relative(result.value, torch.linalg.inv(matrix))
+    assert error > 0.9
+    assert result.messages == [Outcome.INACCURATE.value]
+    assert 0.8 < result.notes["predicted"].item() / error < 1.25
+    watched = Guarded(ThermodynamicInverse(machine, readout), retries=0)
+    state, _ = watched.prepare(Dense(matrix), generator=fresh(1))
+    assert watched.outcome(state).item() == Outcome.FELL_BACK.code
+    assert relative(watched.solve(state, torch.eye(8, dtype=matrix.dtype)).value, torch.linalg.inv(matrix)) < 1e-9

@@ -30,7 +30,7 @@ from heatbath.solvers.exponential import expm_neg as expm_neg
 from heatbath.solvers.inverse import Inverse
 from heatbath.solvers.lyapunov import lyapunov as lyapunov
 from heatbath.solvers.prediction import InaccuracyWarning as InaccuracyWarning
-from heatbath.solvers.prediction import Prediction, predict, warn_if_useless
+from heatbath.solvers.prediction import Prediction, predict, predict_covariance, warn_if_useless
 from heatbath.solvers.products import members, norms, relative_residual
 from heatbath.solvers.result import Result as Result
 from heatbath.solvers.thermodynamic import (
@@ -117,7 +117,7 @@ def inv(
         matrix: M, `[*stack, n, n]`, symmetric positive definite, float32 or float64.
         solver: how; None: `ThermodynamicInverse(machine, readout)`, or `Cholesky()` without a machine.
         machine: the machine, instead of a solver.
-        readout: how a machine's answer is read; None: `CosineVectors()`. The error of `Fluctuations` is not predicted.
+        readout: how a machine's answer is read; None: `CosineVectors()`.
         generator: source of randomness.
 
     Returns:
@@ -128,9 +128,11 @@ def inv(
     """
     values = _examine(matrix, solver, machine)
     readout = readout or CosineVectors()
-    notes: dict[str, Any] = {}  # Any: tensors and words
-    if not isinstance(readout, Fluctuations):
-        notes = _forecast(matrix, values, machine, _drive_norm(readout.drives(matrix)))
+    if machine is not None and isinstance(readout, Fluctuations):
+        notes = _forecast_covariance(matrix, values, machine, readout)
+    else:
+        waves = CosineVectors() if isinstance(readout, Fluctuations) else readout
+        notes = _forecast(matrix, values, machine, _drive_norm(waves.drives(matrix)))
     if solver is None:
         solver = Cholesky() if machine is None else ThermodynamicInverse(machine, readout)
     operator = Dense(matrix)
@@ -181,11 +183,29 @@ def _forecast(matrix: Tensor, values: Tensor, machine: Machine | Faulty | None, 
         return {"condition": condition}
     if drive_norm is None:  # x = 0, which is read without error
         return {"condition": condition, "predicted": torch.zeros_like(condition)}
-    root = matrix.double().diagonal(dim1=-2, dim2=-1).rsqrt()
-    balanced = torch.linalg.eigvalsh(root.unsqueeze(-1) * matrix.double() * root.unsqueeze(-2))
+    balanced = torch.linalg.eigvalsh(_balanced(matrix))
     prediction = predict(machine, balanced.clamp_min(1e-300), default_schedule(machine), drive_norm)
     warn_if_useless(prediction.total, condition, _causes(prediction, machine), REMEDY)
     return {"condition": condition, "predicted": prediction.total}
+
+
+def _forecast_covariance(
+    matrix: Tensor, values: Tensor, machine: Machine | Faulty, readout: Fluctuations
+) -> dict[str, Any]:  # Any: as in Solution
+    """As `_forecast`, of the covariance read-out."""
+    condition = values[..., -1] / values[..., 0]
+    prediction = predict_covariance(
+        machine, _balanced(matrix), reads=readout.reads, interval=readout.interval, burn_in=readout.burn_in
+    )
+    remedy = "take more reads, a larger read gain or less read noise, or readout=CosineVectors()"
+    warn_if_useless(prediction.total, condition, _causes(prediction, machine), remedy)
+    return {"condition": condition, "predicted": prediction.total}
+
+
+def _balanced(matrix: Tensor) -> Tensor:
+    """What is programmed of M: scaled to a unit diagonal, float64."""
+    root = matrix.double().diagonal(dim1=-2, dim2=-1).rsqrt()
+    return root.unsqueeze(-1) * matrix.double() * root.unsqueeze(-2)
 
 
 def _drive_norm(drives: Tensor) -> float:

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from heatbath.machines import Faulty, Machine, Schedule
 from heatbath.operators import Dense, Diagonal, Operator
-from heatbath.solvers.base import Solution, Solver
+from heatbath.solvers.base import Outcome, Solution, Solver, usable
 from heatbath.solvers.held import Held, notes_of, outcome_of, program
 from heatbath.solvers.inverse import Inverse, apply_inverse, invert_diagonal
-from heatbath.solvers.products import mark_nonfinite
+from heatbath.solvers.prediction import measured_covariance_error
+from heatbath.solvers.products import mark_nonfinite, members
 from heatbath.work import Work, elementwise
 
 
@@ -92,7 +93,8 @@ class Fluctuations:
     """Read an inverse from the covariance of the undriven cells: the published method 1.
 
     A relative error ε takes between (n+1)/ε² and (n+1)κ/ε² time constants at any temperature: 5·10⁵ τ for n = 1536, κ = 10,
-    ε = 0.1.
+    ε = 0.1. Read noise and rounding add to the diagonal: a read-out that shows an error of 100 % or more by itself is
+    INACCURATE (`solvers.prediction`).
 
     Args:
         reads: number of reads.
@@ -189,6 +191,10 @@ class ThermodynamicInverse(Solver[Inverse]):
                 generator=generator,
             )
             raw, codes, work, carry = reading.inverse, outcome_of(reading, held.outcome), work + reading.work, None
+            volts = raw * (self.machine.spec.noise * held.programmed.scale[..., None, None])
+            useless = ~(measured_covariance_error(volts, self.machine.spec, self.readout.reads) < 1)
+            work = work + Work.of(elementwise(operator.size**2, 4), members(operator))
+            codes = torch.where(useless & usable(codes), Outcome.INACCURATE.code, codes)
             clipped = reading.read_clipped
         else:
             schedule = self.readout.schedule or default_schedule(self.machine)
