@@ -21,6 +21,7 @@ One flag per refresh and one per solve are read on the host, which on an acceler
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,8 +32,16 @@ from heatbath.operators import Operator, same_structure, select, tree
 from heatbath.solvers.base import Outcome, Solution, Solver, check_solver, usable
 from heatbath.solvers.cholesky import Cholesky
 from heatbath.solvers.inverse import Inverse
-from heatbath.solvers.products import finite_members, mark_nonfinite, over, product_work, relative_residual
-from heatbath.work import Work
+from heatbath.solvers.products import (
+    better_than_nothing,
+    finite_members,
+    mark_nonfinite,
+    over,
+    product_work,
+    relative_residual,
+    vectors_of,
+)
+from heatbath.work import Work, elementwise
 
 POWER_STEPS = 9  # the largest of 1.1 and many of 0.1 stands out by 10⁹
 
@@ -67,8 +76,10 @@ class Guarded(Solver[Watched]):
         retries: how often to prepare again, with more damping where that can help, before falling back.
         initial: first rise of the damping, relative to the mean eigenvalue tr(M)/n.
         growth: factor between rises.
-        residual_tolerance: relative residual above which a solution falls back; None checks for finite values only. Checking
-            costs a digital product per solve, as much as applying an inverse, and is all that tells garbage from a result.
+        residual_tolerance: relative residual above which a solution falls back; None: what a machine answers must at least be
+            better than nothing, nearer to the solution than 0 is in the norm of M (2bᵀx > xᵀMx), and digital solutions finite;
+            `math.inf`: finite only, also from machines. A check costs a digital product per solve, as much as applying an
+            inverse, and is all that tells garbage from a result.
         overshoot: |1 − μ| from which an explicit inverse of a machine falls back; None does not check. Costs 19 digital
             products with vectors each time that one is made.
 
@@ -175,19 +186,30 @@ class Guarded(Solver[Watched]):
         """One solve, how it ended, codes `[*stack]`, and its residual."""
         solution = self.inner.solve(state.inner, rhs, guess=guess, generator=generator)
         ended = mark_nonfinite(solution.outcome, solution.value)
-        residual = solution.residual
+        if not self._checks(state, solution):
+            return solution, ended, solution.residual
+        x, stack = solution.value, len(state.operator.stack)
+        rest = rhs - state.operator @ x - over(state.rise, x) * x
+        residual = relative_residual(rest, rhs, stack)
         if self.residual_tolerance is not None:
-            asked = state.operator.shift(state.rise)
-            residual = relative_residual(rhs - asked @ solution.value, rhs, len(asked.stack))
             inaccurate = ~(residual <= self.residual_tolerance)
-            ended = torch.where(inaccurate & usable(ended), Outcome.INACCURATE.code, ended)
-        return solution, ended, residual
+        else:
+            inaccurate = ~better_than_nothing(x, rhs, rest, stack)
+        ended = torch.where(inaccurate & usable(ended), Outcome.INACCURATE.code, ended).to(torch.int8)
+        product = product_work(state.operator, vectors_of(state.operator, rhs)) + Work.of(elementwise(rhs.numel(), 4))
+        return replace(solution, work=solution.work + product), ended, residual
+
+    def _checks(self, state: Watched, solution: Solution) -> bool:
+        """Whether a solution is compared with the right-hand side."""
+        if self.residual_tolerance is not None:
+            return self.residual_tolerance < math.inf
+        return bool(solution.work.jobs)  # of a machine; its explicit inverses were checked when they were made
 
     def outcome(self, state: Watched) -> Tensor:
         return state.outcome
 
     def explicit(self, state: Watched) -> Inverse | None:
-        watched = state.fallback is not None or self.residual_tolerance is not None
+        watched = state.fallback is not None or self.residual_tolerance not in (None, math.inf)
         return None if watched or not isinstance(state.inner, Inverse) else replace(state.inner, outcome=state.outcome)
 
 

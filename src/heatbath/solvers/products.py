@@ -194,6 +194,17 @@ def _scaled_norms(x: Tensor, lead: int) -> tuple[Tensor, Tensor]:
     return (flat / scale.unsqueeze(-1)).norm(dim=-1), scale
 
 
+def better_than_nothing(x: Tensor, rhs: Tensor, residual: Tensor, stack: int) -> Tensor:
+    """Whether x is nearer to M⁻¹b than 0 is in the norm of M, bool `[*stack]`; for b = 0 whether x is 0.
+
+    ‖x − M⁻¹b‖_M² < ‖M⁻¹b‖_M² is xᵀ(2b − Mx) > 0, and 2b − Mx is b + r.
+    """
+    values, towards = (v.unsqueeze(-1).flatten(stack) for v in (x, rhs + residual))
+    values, towards = (v / binary_scale(v).unsqueeze(-1) for v in (values, towards))
+    absent = (rhs == 0).unsqueeze(-1).flatten(stack).all(-1) & (values == 0).all(-1)
+    return ((values * towards).sum(-1) > 0) | absent
+
+
 def finite_members(x: Tensor, stack: int) -> Tensor:
     """Which members hold finite numbers only, bool `[*stack]`."""
     return torch.isfinite(x).unsqueeze(-1).flatten(stack).all(-1)
