@@ -23,9 +23,7 @@ def _adamw(model: nn.Module, lr: float) -> Any:
 
 
 def _nadamw(model: nn.Module, lr: float) -> Any:
-    return torch.optim.NAdam(
-        model.parameters(), lr=lr, betas=BETAS, weight_decay=WEIGHT_DECAY, decoupled_weight_decay=True
-    )
+    return torch.optim.NAdam(model.parameters(), lr=lr, betas=BETAS, weight_decay=WEIGHT_DECAY, decoupled_weight_decay=True)
 
 
 def _muon(model: nn.Module, lr: float) -> Any:

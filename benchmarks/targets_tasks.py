@@ -117,9 +117,7 @@ def mnist_autoencoder() -> Task:
         x = batch[0].flatten(1)
         return (torch.sigmoid(model(x)) - x).square().sum() / len(x)
 
-    return Task(
-        "mnist-autoencoder", autoencoder, loss, _held_out(dataset, error, 2000), _drawn(dataset), False, 150, 500
-    )
+    return Task("mnist-autoencoder", autoencoder, loss, _held_out(dataset, error, 2000), _drawn(dataset), False, 150, 500)
 
 
 def char_gpt() -> Task:
@@ -181,9 +179,7 @@ def cifar_cnn() -> Task:
             layers += [nn.MaxPool2d(2)]
         return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 16, 10))
 
-    return Task(
-        "cifar-cnn", model, _cross_entropy, _held_out(dataset, _accuracy, 1024), _drawn(dataset), True, 240, 128, 20
-    )
+    return Task("cifar-cnn", model, _cross_entropy, _held_out(dataset, _accuracy, 1024), _drawn(dataset), True, 240, 128, 20)
 
 
 class GIN(nn.Module):
@@ -269,7 +265,9 @@ def poisson() -> Task:
     """A physics-informed network: −Δu = 2π² sin πx sin πy on the unit square, u = 0 on its border; judged by ‖u − u*‖/‖u*‖."""
 
     def model() -> nn.Module:
-        return nn.Sequential(nn.Linear(2, 50), nn.Tanh(), nn.Linear(50, 50), nn.Tanh(), nn.Linear(50, 50), nn.Tanh(), nn.Linear(50, 1))
+        return nn.Sequential(
+            nn.Linear(2, 50), nn.Tanh(), nn.Linear(50, 50), nn.Tanh(), nn.Linear(50, 50), nn.Tanh(), nn.Linear(50, 1)
+        )
 
     def exact(points: Tensor) -> Tensor:
         return (math.pi * points).sin().prod(1, keepdim=True)

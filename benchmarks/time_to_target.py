@@ -5,9 +5,9 @@
     python benchmarks/time_to_target.py --table                           the tables of what was run, as Markdown
 
 For everybody: the same initial weights, order of data, warm-up over 5 % of the steps, then a cosine to 10 %, decoupled weight
-decay 0.01, and a few learning rates, of which the best by the final score on held-out data counts. A run is a process of its own
-with one thread; its clock is that process's processor time, measuring aside. Runs that are in the results already are not made
-again. Peers come by `pip install pytorch_optimizer`; who is not installed is left out and named.
+decay 0.01, and a few learning rates, of which the best by the final score on held-out data counts. A run is a process of its
+own with one thread; its clock is that process's processor time, measuring aside. Runs that are in the results already are not
+made again. Peers come by `pip install pytorch_optimizer`; who is not installed is left out and named.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heatbath.operators import Dense, Diagonal, Kronecker
+from heatbath.operators import Dense, Diagonal, EigenCorrected, Kronecker
 from heatbath.optim import KFAC, MatchedRMS, Policy, RelativeDamping, preconditioned
 from heatbath.solvers import Eigen
 from tests.laws import noise, parameters_of
@@ -110,7 +110,8 @@ def test_updates_are_lr_times_the_preconditioned_momentum_of_matched_rms():
             b_mean, a_mean = (s / (1 - ema ** (step + 1)) for s in sums[i])
             momentum[i].mul_(beta).add_(gradient)
             sides = [
-                torch.linalg.inv(m + math.sqrt(damping) * m.trace() / len(m) * torch.eye(len(m))) for m in (b_mean, a_mean)
+                torch.linalg.inv(m + math.sqrt(damping) * m.norm() / math.sqrt(len(m)) * torch.eye(len(m)))
+                for m in (b_mean, a_mean)
             ]
             v = sides[0] @ (gradient + beta * momentum[i]) @ sides[1]
             with torch.no_grad():
@@ -147,9 +148,12 @@ def test_relative_damping_of_a_side_of_zeros_is_a_multiple_of_the_identity():
     zero, known = Dense(torch.zeros(1, 3, 3)), Diagonal(torch.tensor([[1.0, 3.0]]))
     damped = RelativeDamping()(Kronecker(zero, known), torch.tensor([0.04]))
     torch.testing.assert_close(damped.left.dense(), 0.2 * torch.eye(3)[None])
-    torch.testing.assert_close(damped.right.dense(), torch.diag(torch.tensor([1.4, 3.4]))[None])
+    root = math.sqrt((1 + 9) / 2)
+    torch.testing.assert_close(damped.right.dense(), torch.diag(torch.tensor([1.0, 3.0]) + 0.2 * root)[None])
     exact = RelativeDamping(exact=True)(Kronecker(Dense(2 * torch.eye(3)[None]), known), torch.tensor([0.5]))
-    torch.testing.assert_close(exact.dense(), Kronecker(Dense(2 * torch.eye(3)[None]), known).dense() + 2 * torch.eye(6))
+    torch.testing.assert_close(
+        exact.dense(), Kronecker(Dense(2 * torch.eye(3)[None]), known).dense() + 0.5 * 2 * root * torch.eye(6)
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (3, 1), (1, 1)])
@@ -200,3 +204,28 @@ def test_in_front_of_another_optimizer_the_matched_direction_takes_the_gradients
 def test_a_root_mean_square_must_be_positive():
     with pytest.raises(ValueError, match="rms must be positive, got 0"):
         MatchedRMS(rms=0.0)
+
+
+def test_relative_damping_grows_with_the_share_of_a_few_directions():
+    """Equal traces, hence equal mean eigenvalues: a spike asks for √n times the damping of a flat spectrum."""
+    flat, spike = Dense(torch.eye(4)[None]), Dense(torch.diag(torch.tensor([4.0, 0.0, 0.0, 0.0]))[None])
+    one = Diagonal(torch.ones(1, 2))
+    shifts = [
+        RelativeDamping()(Kronecker(side, one), torch.tensor([0.25])).left.dense() - side.dense() for side in (flat, spike)
+    ]
+    torch.testing.assert_close(shifts[0], 0.5 * torch.eye(4)[None])
+    torch.testing.assert_close(shifts[1], 2.0 * 0.5 * torch.eye(4)[None])
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_relative_damping_of_tiny_and_huge_curvature_neither_underflows_nor_overflows(scale):
+    side = torch.diag(torch.tensor([3.0, 4.0]))[None]
+    damped = RelativeDamping()(Kronecker(Dense(scale * side), Diagonal(torch.ones(1, 2))), torch.tensor([1.0])).left.dense()
+    torch.testing.assert_close(damped / scale, side + math.sqrt(12.5) * torch.eye(2)[None])
+
+
+def test_relative_damping_of_corrected_eigenvalues_is_that_of_their_own_spectrum():
+    values = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
+    eye = torch.eye(2)[None]
+    damped = RelativeDamping(exact=True)(EigenCorrected(eye, eye, values), torch.tensor([0.1]))
+    torch.testing.assert_close(damped.dense(), torch.diag(values.flatten() + 0.1 * math.sqrt(30 / 4))[None])

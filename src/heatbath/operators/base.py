@@ -37,6 +37,10 @@ class Operator(ABC):
     def trace(self) -> Tensor:
         """Trace of each matrix, `[*stack]`."""
 
+    def square_norm(self) -> Tensor:
+        """Squared Frobenius norm of each matrix, Σ of its squared eigenvalues, `[*stack]`."""
+        return self.dense().square().sum((-2, -1))
+
     @abstractmethod
     def shift(self, amount: Tensor | float) -> Operator:
         """The operator plus `amount` times the identity; `amount` is a number or `[*stack]`."""

@@ -50,6 +50,9 @@ class Dense(Operator):
     def trace(self) -> Tensor:
         return self.matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
 
+    def square_norm(self) -> Tensor:
+        return self.matrix.square().sum((-2, -1))
+
     def shift(self, amount: Tensor | float) -> Dense:
         shifted = self.matrix.clone()
         amount = torch.as_tensor(amount, dtype=shifted.dtype, device=shifted.device)

@@ -44,6 +44,9 @@ class Diagonal(Operator):
     def trace(self) -> Tensor:
         return self.diagonal.sum(-1)
 
+    def square_norm(self) -> Tensor:
+        return self.diagonal.square().sum(-1)
+
     def shift(self, amount: Tensor | float) -> Diagonal:
         amount = torch.as_tensor(amount, dtype=self.diagonal.dtype, device=self.diagonal.device)
         return Diagonal(self.diagonal + (amount[..., None] if amount.ndim else amount))

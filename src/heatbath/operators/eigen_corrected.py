@@ -71,6 +71,9 @@ class EigenCorrected(Operator):
     def trace(self) -> Tensor:
         return self.values.flatten(-2).sum(-1)
 
+    def square_norm(self) -> Tensor:
+        return self.values.square().sum((-2, -1))
+
     def shift(self, amount: Tensor | float) -> EigenCorrected:
         amount = torch.as_tensor(amount, dtype=self.values.dtype, device=self.values.device)
         return EigenCorrected(self.left, self.right, self.values + (amount[..., None, None] if amount.ndim else amount))

@@ -55,6 +55,9 @@ class Kronecker(Operator):
     def trace(self) -> Tensor:
         return self.left.trace() * self.right.trace()
 
+    def square_norm(self) -> Tensor:
+        return self.left.square_norm() * self.right.square_norm()
+
     def shift(self, amount: Tensor | float) -> Shifted:
         like = self.trace()
         return Shifted(self, torch.as_tensor(amount, dtype=like.dtype, device=like.device).expand(self.stack))

@@ -80,6 +80,9 @@ class LowRank(Operator):
     def trace(self) -> Tensor:
         return self.core.diagonal(dim1=-2, dim2=-1).sum(-1) + (self.size - self.rank) * self.rest
 
+    def square_norm(self) -> Tensor:
+        return self.core.square().sum((-2, -1)) + (self.size - self.rank) * self.rest.square()
+
     def shift(self, amount: Tensor | float) -> LowRank:
         amount = torch.as_tensor(amount, dtype=self.rest.dtype, device=self.rest.device).expand(self.stack)
         core = self.core.clone()

@@ -98,6 +98,11 @@ class Sketched(Operator):
     def trace(self) -> Tensor:
         return self.mass + self.size * self.amount
 
+    def square_norm(self) -> Tensor:
+        """An estimate, n/r ‖AΩ‖_F² of A's part: its mean over uniformly random orthonormal Ω is the squared norm itself."""
+        of_sketch = self.sketch.square().sum((-2, -1)) * (self.size / self.rank)
+        return of_sketch + self.amount * (2 * self.mass + self.size * self.amount)
+
     def shift(self, amount: Tensor | float) -> Sketched:
         return Sketched(self.sketch, self.mass, self.amount + amount)
 

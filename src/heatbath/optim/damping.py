@@ -6,7 +6,7 @@
 
 a different operator, whose two sides can be inverted one by one. Where one side is 1 × 1 both agree: that side is folded into
 the other and takes no damping. *Input* damping leaves the identity on the output side alone: I ⊗ (A + λI), exact where B = I.
-*Relative* damping puts √λ times the mean eigenvalue of each side in the place of (√λ/π, π√λ), so λ has no unit.
+*Relative* damping puts √λ times the root mean square of each side's eigenvalues in the place of (√λ/π, π√λ), so λ has no unit.
 Damping is a modelling choice, so it is an object here and no property of an operator.
 
 *Levenberg–Marquardt* adapts λ from how well the quadratic model did: with ρ = actual/predicted reduction of the loss,
@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from heatbath.operators import BlockDiagonal, Dense, Diagonal, Kronecker, Operator, Sketched, scalar
+from heatbath.operators import BlockDiagonal, Dense, Diagonal, EigenCorrected, Kronecker, Operator, Sketched, scalar
 
 RATIO_LIMIT = 1e8  # bounds π where one side is all zeros, as behind a dead ReLU
 
@@ -77,20 +77,23 @@ class FactoredDamping:
 class RelativeDamping:
     """Damping in units of the curvature itself, so that λ means the same for every loss, layer and batch.
 
-    Both sides get √λ times their mean eigenvalue, B + √λ (tr B/dim B) I and A + √λ (tr A/dim A) I; a side of zeros becomes a
-    multiple of the identity.
+    Both sides get √λ times the root mean square of their eigenvalues, B + √λ r(B) I and A + √λ r(A) I with
+    r(M) = ‖M‖_F / √(dim M); a side of zeros becomes a multiple of the identity. Why not the mean eigenvalue: both agree on a
+    flat spectrum, but where few directions hold most of the trace, as the mean of pictures does, the mean is far below what
+    matters, and steps of one length go to directions of noise: the autoencoder of
+    `benchmarks/time_to_target.py` is at a squared error of 12 after 60 steps by this rule, at 77 by the mean.
 
     Args:
-        exact: B ⊗ A + λ (tr B/dim B) (tr A/dim A) I instead, for solvers that take it (`Eigen`).
+        exact: B ⊗ A + λ r(B) r(A) I instead, for solvers that take it (`Eigen`).
     """
 
     exact: bool = False
 
     def __call__(self, curvature: Operator, amount: Tensor) -> Operator:
         if self.exact:
-            return curvature.shift(amount * _mean_eigenvalue(curvature))
+            return curvature.shift(amount * _typical_eigenvalue(curvature))
         sides, root = _sides(curvature), amount.sqrt()
-        left, right = (side.shift(root * _mean_eigenvalue(side)) for side in (sides.left, sides.right))
+        left, right = (side.shift(root * _typical_eigenvalue(side)) for side in (sides.left, sides.right))
         return Kronecker(left, right)
 
 
@@ -154,10 +157,17 @@ def _sides(curvature: Operator) -> Kronecker:
     return curvature
 
 
-def _mean_eigenvalue(operator: Operator) -> Tensor:
-    """tr/dim of each member, `[*stack]`; 1 where that is zero."""
+def _typical_eigenvalue(operator: Operator) -> Tensor:
+    """Root mean square of each member's eigenvalues, `[*stack]`; 1 where all of them are zero.
+
+    Relative to their mean, so that squares of small losses' curvature do not underflow.
+    """
+    if isinstance(operator, Kronecker):
+        return _typical_eigenvalue(operator.left) * _typical_eigenvalue(operator.right)
     mean = operator.trace() / operator.size
-    return torch.where(mean > 0, mean, 1.0)
+    mean = torch.where(mean > 0, mean, 1.0)
+    root = (_scaled(operator, mean.reciprocal()).square_norm() / operator.size).sqrt()
+    return torch.where(root > 0, mean * root, 1.0)
 
 
 def _diagonal(operator: Operator) -> Tensor:
@@ -179,6 +189,8 @@ def _scaled(operator: Operator, factor: Tensor) -> Operator:
         return BlockDiagonal(operator.blocks * factor[..., None, None, None], operator.length)
     if isinstance(operator, Sketched):
         return operator.scaled(factor)
+    if isinstance(operator, EigenCorrected):
+        return EigenCorrected(operator.left, operator.right, operator.values * factor[..., None, None])
     raise TypeError(f"a factor must be Dense or Diagonal, got {type(operator).__name__}")
 
 
