@@ -24,8 +24,12 @@ from heatbath.recipes import digits_small
 
 HEADER = {
     "experiment": "digits-small",
+    **dict.fromkeys(("summary", "title", "command", "started"), "made for this test"),
+    "versions": {"torch": torch.__version__},
+    "host": {"cores": 1},
+    "parameters": 1000,
     "choice": {"optimizer": "kfac"},
-    "dataset": {"name": "digits", "train": 100, "test": 10},
+    "dataset": {"name": "digits", "source": "made here", "train": 100, "test": 10},
     "target": {"metric": "accuracy", "value": 0.5, "higher": True},
     "seed": 0,
     "steps": 39,

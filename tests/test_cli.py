@@ -81,6 +81,25 @@ def test_a_mistake_is_one_message_and_exit_code_2(words: list[str], message: str
     assert result.stderr.count("heatbath:") == 1
 
 
+@pytest.mark.parametrize("words", [["train", "digits-small"], ["sample", "--precision", "x.npy"], ["max-cut", "g.csv"]])
+def test_a_seed_that_torch_cannot_take_is_refused(words: list[str]) -> None:
+    result = CliRunner().invoke(cli.app, [*words, "--seed", "9" * 23])
+    assert result.exit_code == 2
+    assert str(2**62) in result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+
+
+def test_brackets_in_paths_are_no_markup(tmp_path: Path) -> None:
+    folder = tmp_path / "[" / "bold]"
+    folder.mkdir(parents=True)
+    path = folder / "m.toml"
+    path.write_text('name = "m"\ntau = 1e-6\nnotes = "[/x] [red]"\nsource = "[/y]"\n')
+    result = CliRunner().invoke(cli.app, ["machine", "check", str(path), "--cells", "4"])
+    assert result.exit_code == 0, result.output
+    assert "notes: [/x] [red]" in result.output
+    assert "[/bold]/m.toml: a valid machine" in result.output
+
+
 def test_cuda_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from heatbath.experiments.arrays import load_matrix, load_rows
+from heatbath.experiments.arrays import load_graph, load_matrix, load_rows
 
 MATRIX = np.array([[2.0, -0.5, 0.0], [-0.5, 1.0, 0.25], [0.0, 0.25, 3.0]])
 
@@ -116,3 +117,36 @@ def test_files_that_are_not_there_or_not_of_a_known_kind_are_refused(tmp_path: P
 def test_what_is_no_right_hand_side_is_refused(array: np.ndarray, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         load_rows(saved(tmp_path, array, "b.npy"), torch.from_numpy(MATRIX))
+
+
+@pytest.mark.parametrize("load", [load_graph, load_matrix])
+@pytest.mark.parametrize("content", [b"\xff\xfe1,2\n", b"1" * 140_000 + b",2\n"])
+def test_a_csv_file_that_cannot_be_read_is_refused_by_name(
+    tmp_path: Path, load: Callable[[Path], object], content: bytes
+) -> None:
+    path = tmp_path / "m.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"m\.csv cannot be read as a \.csv file in UTF-8, after line 0"):
+        load(path)
+
+
+@pytest.mark.parametrize("shape", ["(1000000000, 1000000000)", "(" * 3000, "(10**400,)"])
+def test_a_npy_header_that_cannot_be_is_refused_by_name(tmp_path: Path, shape: str) -> None:
+    path = tmp_path / "m.npy"
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(ValueError, match=r"m\.npy cannot be read as a \.npy file of numbers"):
+        load_matrix(path)
+
+
+def test_a_graph_that_does_not_fit_into_memory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "g.csv"
+    path.write_text("".join(f"a{i},b{i}\n" for i in range(10_001)))
+    with pytest.raises(ValueError, match="names 20002 nodes, at most 20000"):
+        load_graph(path)
+
+
+def test_entries_whose_squares_overflow_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "m.npy", 1e308 * np.eye(3))
+    with pytest.raises(ValueError, match=r"has entries up to 1e\+308, at most 1e\+150: scale them"):
+        load_matrix(tmp_path / "m.npy")

@@ -34,3 +34,10 @@ def test_prose_keeps_what_markdown_says() -> None:
         '<p><strong>a</strong> &lt; <code>b</code>, c, <a href="https://d.org/x">d</a></p>'
         "<ul><li>one</li><li>two</li></ul><p>end</p>"
     )
+
+
+def test_prose_cannot_leave_the_address_of_its_link() -> None:
+    from heatbath.experiments.page_parts import prose_html
+
+    html = prose_html('<b> [x](https://a"onmouseover="alert(1)) `<script>`')
+    assert html == '<p>&lt;b&gt; <a href="https://a&quot;onmouseover=&quot;alert(1">x</a>) <code>&lt;script&gt;</code></p>'

@@ -12,7 +12,9 @@ from heatbath.experiments.records import RecordWriter, RunFiles, read_record
 from heatbath.work import Work, matmul
 
 HEADER = {
-    **{"experiment": "", "choice": {}, "dataset": {}, "seed": 0, "steps": 3, "batch_size": 1},
+    **dict.fromkeys(("experiment", "summary", "title", "command", "started"), ""),
+    **{"choice": {}, "dataset": {"name": "d", "source": "here", "train": 1, "test": 1}, "versions": {}, "host": {}},
+    **{"seed": 0, "steps": 3, "batch_size": 1, "parameters": 1},
     "run": "r",
     "target": {"metric": "accuracy", "value": 0.5, "higher": True},
 }
@@ -126,12 +128,15 @@ def test_a_full_disk_is_an_error_with_a_way_out(path: Path, writer: RecordWriter
         (OLD + "\udcff\n", "line 2 is not JSON"),
         ('{"step": 1}\n', "line 1 is no header"),
         ("", "is empty: the run was killed before its first line"),
-        ('{"format": 1}\n', "line 1 is a header without experiment"),
+        ('{"format": 1}\n', "line 1 lacks experiment"),
         (OLD.replace('"seed": 0', '"seed": "<script>"'), "line 1 has seed = '<script>', which is of the wrong type"),
-        (OLD.replace("0.5", '"0.5"'), "line 1 has target = .* which is not a metric, a value"),
+        (OLD.replace("0.5", '"0.5"'), "line 1 has value = '0.5', which is of the wrong type"),
         (OLD + '{"step": 1}\n', "line 2 is neither a row .* nor an event"),
         (OLD + '{"step": true, "loss": 1, "seconds": 1}\n', "line 2 has step = True, which is of the wrong type"),
-        (OLD + '{"step": 1, "loss": 1, "seconds": 1, "metrics": {"a": "b"}}\n', "line 2 has a = 'b', which is no number"),
+        (
+            OLD + '{"step": 1, "loss": 1, "seconds": 1, "metrics": {"a": "b"}}\n',
+            "line 2 has a = 'b', which is of the wrong type",
+        ),
         (OLD + '{"step": 1, "loss": 1, "seconds": 1, "metrics": []}\n', "line 2 has metrics = "),
         ('{"format": 99}\n', "has format 99, this version reads 1"),
     ],

@@ -56,6 +56,31 @@ def text(records: list[Record]) -> str:
     return render_report(records, command="heatbath demo --out 'a <b>'")
 
 
+def test_no_text_of_a_record_becomes_html() -> None:
+    """Every text in it is a script, names of metrics and of facts too."""
+    script = "<script>alert(1)</script>\"onload='x'"
+
+    def bad(value: object) -> object:
+        if isinstance(value, str):
+            return script + value
+        return {script + str(k): bad(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    one = hand.record(0, {2: (0.6, 1.0), 4: (0.4, 2.0)}, coverage="layers")
+    kept = {key: one.header[key] for key in ("choice", "target")}
+    header = {key: bad(value) for key, value in one.header.items()}
+    header |= {key: {name: bad(value) for name, value in one.header[key].items()} for key in ("choice", "target", "dataset")}
+    header |= {"seed": script, "batch_size": script, "choice": {**kept["choice"], "machine": script}}
+    rows = [
+        {**row, "metrics": bad(row["metrics"]), "optimizer": {script: script}} if "metrics" in row else row for row in one.rows
+    ]
+    rows = [{key: value for key, value in row.items() if key not in ("work", "occasions")} for row in rows]
+    events = [{"event": "warning", "step": 2, "message": script}]
+    page = Page(render_report([Record(Path(script), header, rows, events)], command=script))
+    assert page.count.get("script", 0) == 0
+    assert not page.open
+    assert page.words.count("<script>alert(1)</script>") > 20
+
+
 def test_the_page_needs_nothing_from_elsewhere(text: str) -> None:
     page = Page(text)
     assert page.fetched == []

@@ -137,3 +137,18 @@ def test_a_machine_that_states_no_time_to_converge_takes_fifty_time_constants() 
 def test_numbers_whose_consequences_are_no_numbers_are_refused(fields: dict) -> None:
     with pytest.raises(ValueError, match=r"too large|out of range"):
         MachineSpec(name="extreme", **fields)
+
+
+@pytest.mark.parametrize(
+    "name", ["x/../../OUT", "a\\b", "[/x]", "a\nb", "a\x7fb", "\x1b[31mred", "a\u2028b", "\ud800", "x" * 101, "c:d"]
+)
+def test_a_name_is_one_printable_line_that_files_and_tables_can_bear(name: str) -> None:
+    with pytest.raises(ValueError, match="the name of a machine is one line of at most 100 printable characters"):
+        MachineSpec(name=name, tau=1e-6)
+
+
+@pytest.mark.parametrize("field", ["source", "notes"])
+def test_texts_hold_no_control_characters(field: str) -> None:
+    with pytest.raises(ValueError, match=f"{field} must be printable text without control characters"):
+        MachineSpec(**TAU, **{field: "see \x1b]0;title\x07"})
+    assert getattr(MachineSpec(**TAU, **{field: "two\nlines"}), field) == "two\nlines"

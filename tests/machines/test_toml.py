@@ -58,3 +58,21 @@ def test_unknown_machines_get_a_suggestion() -> None:
         load_machine("tngd2024")
     with pytest.raises(FileNotFoundError, match=r"machine file 'nowhere.toml' does not exist"):
         load_machine("nowhere.toml")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b".".join([b"a"] * 100_000) + b" = 1", r"m\.toml has 200003 bytes; a machine is one flat table of at most 16384"),
+        (b"a = " + b"[" * 16_000, r"m\.toml (is nested too deeply|is not valid TOML)"),
+        (b"x" + b".a" * 1000 + b" = 1", r"m\.toml(: unknown field 'x'| is nested too deeply)"),
+        (b'name = "m"\ntau = 1' + b"0" * 400, r"m\.toml: tau is a whole number of more than 308 digits"),
+        (b'name = "m"\ntau = 1' + b"0" * 5000, r"m\.toml: .*4300 digits"),
+        (b'name = "caf\xe9"', r"m\.toml is not valid TOML in UTF-8"),
+    ],
+)
+def test_files_that_break_readers_are_refused_by_name_at_once(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.toml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_machine(path)

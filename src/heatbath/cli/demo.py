@@ -34,7 +34,7 @@ def demo(
             choose(experiment, "kfac", solver="thermodynamic-solve", bits=DEMO_BITS),
         ]
         folder = out or unused(Path("runs") / "demo")
-        terminal.print(f"[bold]{experiment.summary}[/], {len(choices)} times from the same start", highlight=False)
+        terminal.print(f"{experiment.summary}, {len(choices)} times from the same start", style="bold", highlight=False)
         how = RunOptions(steps=DEMO_STEPS, seed=seed, checkpoint_every=0, max_seconds=DEMO_SECONDS_PER_RUN)
         with display(terminal) as (watch, notice):
             records = compare(experiment, choices, options=how, folder=folder, watch=watch, on_interrupt=notice)

@@ -22,7 +22,9 @@ def laplace(
         str | None, typer.Option(metavar="NAME|FILE.toml", help="Draw weights on this machine, too; it needs noise.")
     ] = None,
     steps: options.RunSteps = None,
-    seed: Annotated[int, typer.Option(help="Seed of the start, the batches and the draws.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=options.LARGEST_SEED, help="Seed of the start, the batches and the draws.")
+    ] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder; by default runs/laplace-RECIPE, numbered.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out, or use what is there.")] = False,
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from heatbath.cli import options
 from heatbath.cli.terminal import console, mistakes
 
 
@@ -15,7 +16,7 @@ def max_cut(
     machine: Annotated[str, typer.Option(help="A preset of probabilistic bits, or ideal.")] = "z1-2026",
     sweeps: Annotated[int, typer.Option(help="Updates of every bit; more find larger cuts.")] = 500,
     chains: Annotated[int, typer.Option(help="Annealings; the best counts.")] = 32,
-    seed: Annotated[int, typer.Option(help="Seed of the bits.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=options.LARGEST_SEED, help="Seed of the bits.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Where to write the sides, FILE.csv: a name and −1 or 1 a line.")] = None,
 ) -> None:
     """Find a large cut of a graph by cooling a network of probabilistic bits, and what that would cost."""

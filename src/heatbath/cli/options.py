@@ -9,15 +9,17 @@ import typer
 
 OPTIMIZERS = "sgd, adam, adamw, nadamw, muon, kfac, kfac-quadratic, ngd, tngd, soap or singd"
 
+LARGEST_SEED = 2**62  # torch takes 64 bits, and some seeds are one or two above that of the run
+
 Recipe = Annotated[str, typer.Argument(help="What to train; see `heatbath recipes`.")]
 RunSteps = Annotated[int | None, typer.Option(help="Updates in all; by default the recipe's.")]
-RunSeed = Annotated[int, typer.Option(help="Seed of the start, the batches and the machine's noise.")]
+RunSeed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the start, the batches and the machine's noise.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")]
 
 Machine = Annotated[str, typer.Option(metavar="NAME|FILE.toml", help="A preset, or a file.")]
 Bits = Annotated[int | None, typer.Option(help="Bits of all the machine's converters; by default its own.")]
-Serial = Annotated[int, typer.Option(help="Serial number of the machine: decides its mismatch.")]
-NoiseSeed = Annotated[int, typer.Option(help="Seed of the machine's noise.")]
+Serial = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Serial number of the machine: decides its mismatch.")]
+NoiseSeed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the machine's noise.")]
 
 Trials = Annotated[Path | None, typer.Option("--runs", help="Folder of the trials' records. Default runs/STUDY-RECIPE.")]
 Page = Annotated[Path | None, typer.Option("--out", help="Folder of the page; by default the folder page inside --runs.")]

@@ -27,7 +27,9 @@ def spice(
         float | None, typer.Option(help="Seconds that are averaged, 0 for one read; by default the last fifth.")
     ] = None,
     serial: options.Serial = 0,
-    seed: Annotated[int, typer.Option(help="Seed of the noise sources and of random rounding.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=options.LARGEST_SEED, help="Seed of the noise sources and of random rounding.")
+    ] = 0,
     out: Annotated[Path | None, typer.Option(help="The netlist, FILE.cir; by default it is printed.")] = None,
 ) -> None:
     """Write a SPICE netlist of the analog network that holds a matrix: resistors, integrators, drives, noise sources."""

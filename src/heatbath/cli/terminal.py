@@ -49,10 +49,10 @@ def complain(message: str) -> None:
 
 
 def console() -> Console:
-    """A terminal of its own width, or 120 columns in a file."""
+    """A terminal of its own width, or 120 columns in a file; text is printed as it is, without markup."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 120)
+    return Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
 
 
 def unused(folder: Path) -> Path:

@@ -56,7 +56,7 @@ def train(
             steps=experiment.steps if steps is None else steps, seed=seed, device=named_device(device), resume=resume
         )
         files = RunFiles(folder)
-        terminal.print(f"[bold]{experiment.summary}[/] with {choice.title}", highlight=False)
+        terminal.print(f"{experiment.summary} with {choice.title}", style="bold", highlight=False)
         with display(terminal) as (watch, notice):
             record = run(experiment, choice, options=how, files=files, watchers=watch(choice, files), on_interrupt=notice)
         present(terminal, [record], folder)

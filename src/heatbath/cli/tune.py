@@ -26,7 +26,12 @@ def tune(
     machine: Annotated[str | None, typer.Option(metavar="NAME|FILE.toml", help="For thermodynamic solvers.")] = None,
     bits: Annotated[list[int] | None, typer.Option(help="For thermodynamic solvers; give several to compare them.")] = None,
     steps: Annotated[int | None, typer.Option(help="Updates of each trial; by default the recipe's.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the candidates, the start, the batches and the machine's noise.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0, max=options.LARGEST_SEED, help="Seed of the candidates, the start, the batches and the machine's noise."
+        ),
+    ] = 0,
     jobs: options.Jobs = 1,
     device: options.Device = "auto",
 ) -> None:
@@ -59,8 +64,9 @@ def tune(
         for tuned in found:
             if tuned.near_edge:
                 terminal.print(
-                    f"[yellow]{tuned.choice.title}: the best {' and '.join(tuned.near_edge)} lies near the end of what was "
-                    "tried; a better one may lie outside[/]",
+                    f"{tuned.choice.title}: the best {' and '.join(tuned.near_edge)} lies near the end of what was "
+                    "tried; a better one may lie outside",
+                    style="yellow",
                     highlight=False,
                 )
         terminal.print(f"result: {out / RESULT}", highlight=False, soft_wrap=True)

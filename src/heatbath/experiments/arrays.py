@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from heatbath.operators import check_symmetric
 from heatbath.solvers.door import check_definite, check_rows
 
 ENDINGS = (".npy", ".csv")
+LARGEST = 1e150  # of the magnitudes of entries
+MOST_NODES = 20_000
 
 
 def load_matrix(path: Path) -> Tensor:
@@ -90,18 +93,21 @@ def load_graph(path: Path) -> tuple[list[str], Tensor]:
         raise FileNotFoundError(f"the file of the graph, {path}, does not exist")
     place: dict[str, int] = {}
     edges: dict[tuple[int, int], float] = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        for number, cells in enumerate(csv.reader(file), start=1):
-            words = [cell.strip() for cell in cells]
-            if not any(words) or words[0].startswith("#"):
-                continue
-            a, b, weight = _edge(words, f"{path}, line {number}")
-            pair = (place.setdefault(a, len(place)), place.setdefault(b, len(place)))
-            if (min(pair), max(pair)) in edges:
-                raise ValueError(f"{path}, line {number}: the edge {a}, {b} came before")
-            edges[min(pair), max(pair)] = weight
+    for number, cells in _csv_rows(path):
+        words = [cell.strip() for cell in cells]
+        if not any(words) or words[0].startswith("#"):
+            continue
+        a, b, weight = _edge(words, f"{path}, line {number}")
+        pair = (place.setdefault(a, len(place)), place.setdefault(b, len(place)))
+        if (min(pair), max(pair)) in edges:
+            raise ValueError(f"{path}, line {number}: the edge {a}, {b} came before")
+        edges[min(pair), max(pair)] = weight
     if not edges:
         raise ValueError(f"{path} holds no edges")
+    if len(place) > MOST_NODES:
+        raise ValueError(
+            f"{path} names {len(place)} nodes, at most {MOST_NODES}: weights are held densely, 8 bytes for each pair of nodes"
+        )
     weights = torch.zeros(len(place), len(place), dtype=torch.float64)
     for (i, j), weight in edges.items():
         weights[i, j] = weights[j, i] = weight
@@ -133,17 +139,38 @@ def _load(path: Path, what: str) -> Tensor:
     array = _load_npy(path) if path.suffix == ".npy" else _load_csv(path)
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{what} in {path} must hold real numbers, got {array.dtype}; save it as float64")
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64))
+    array = np.ascontiguousarray(array, dtype=np.float64)
+    largest = float(np.max(np.abs(array), initial=0.0, where=np.isfinite(array)))
+    if largest > LARGEST:
+        raise ValueError(
+            f"{what} in {path} has entries up to {largest:.3g}, at most {LARGEST:g}: scale them, or squares overflow"
+        )
+    return torch.from_numpy(array)
 
 
 def _neighbours(path: Path) -> list[str]:
     return [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
 
 
+def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Numbers of lines, and their cells.
+
+    Raises:
+        ValueError: not text in UTF-8, or cells of more than 131,072 characters.
+    """
+    number = 0
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            for number, cells in enumerate(csv.reader(file), start=1):
+                yield number, cells
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read as a .csv file in UTF-8, after line {number}: {error}") from error
+
+
 def _load_npy(path: Path) -> np.ndarray:
     try:
         loaded = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header makes numpy raise nearly anything, MemoryError too
         raise ValueError(f"{path} cannot be read as a .npy file of numbers: {error}") from error
     if not isinstance(loaded, np.ndarray):
         raise ValueError(f"{path} is an archive of several arrays; save the one that is meant with numpy.save")
@@ -152,16 +179,16 @@ def _load_npy(path: Path) -> np.ndarray:
 
 def _load_csv(path: Path) -> np.ndarray:
     rows: list[list[float]] = []
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        for number, cells in enumerate(csv.reader(file), start=1):
-            if not any(cell.strip() for cell in cells):
-                continue
-            try:
-                rows.append([float(cell) for cell in cells])
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}; a .csv file holds numbers only, no titles") from error
-            if len(rows[-1]) != len(rows[0]):
-                raise ValueError(f"{path}, line {number}: {len(rows[-1])} numbers, the lines before have {len(rows[0])}")
+    for number, cells in _csv_rows(path):
+        if not any(cell.strip() for cell in cells):
+            continue
+        try:
+            rows.append([float(cell) for cell in cells])
+        except ValueError as error:
+            reason = str(error)[:120]
+            raise ValueError(f"{path}, line {number}: {reason}; a .csv file holds numbers only, no titles") from error
+        if len(rows[-1]) != len(rows[0]):
+            raise ValueError(f"{path}, line {number}: {len(rows[-1])} numbers, the lines before have {len(rows[0])}")
     if not rows:
         raise ValueError(f"{path} holds no numbers")
     return np.array(rows)

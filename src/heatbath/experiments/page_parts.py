@@ -103,7 +103,7 @@ def download(name: str, text: str, words: str) -> str:
 
 def prose_html(text: str) -> str:
     """A paragraph of Markdown as HTML: lists, bold, code, and links, which stay links where they lead out."""
-    html = escape(text, quote=False)
+    html = escape(text)
     html = re.sub(r"`([^`]+)`", r"<code>\1</code>", html)
     html = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", html)
     html = re.sub(r"\[([^\]]+)\]\((https?://[^)\s]+)\)", r'<a href="\2">\1</a>', html)

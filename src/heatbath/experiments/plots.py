@@ -244,6 +244,7 @@ def inline_svg(figure: Figure, *, name: str) -> str:
         figure: to be drawn.
         name: unique in the page; keeps the identifiers of several figures apart.
     """
+    name = re.sub(r"[^\w-]", "-", name)
     buffer = io.StringIO()
     with style():
         figure.savefig(

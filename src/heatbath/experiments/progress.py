@@ -67,10 +67,10 @@ class Display:
         self.progress.stop()
 
     def say(self, line: str) -> None:
-        """Print a line above the bars, unless it was said before."""
+        """Print a line of Rich markup above the bars, unless it was said before."""
         if line not in self._said:
             self._said.add(line)
-            self.progress.console.print(line, highlight=False)
+            self.progress.console.print(line, highlight=False, markup=True)
 
     def bar(self, name: str) -> ProgressBar:
         """The watcher of one more run."""
@@ -97,7 +97,7 @@ class TrialBar:
             target = record.target.metric
             value = record.measured[-1]["metrics"].get(target) if record.measured else None
             figures = f"{target} {value:.4g}" if value is not None and record.ended == "finished" else record.ended
-            self.display.say(f"{escape(name)}: {figures}, {record.rows[-1]['seconds']:.1f} s")
+            self.display.say(f"{escape(name)}: {escape(figures)}, {record.rows[-1]['seconds']:.1f} s")
             self.done += 1
             _mark(self.display.progress, self.task, self.done)
         self.display.progress.advance(self.task)
@@ -118,7 +118,7 @@ class ProgressBar:
     """
 
     def __init__(self, display: Display, name: str) -> None:
-        self.display, self.progress, self.name = display, display.progress, name
+        self.display, self.progress, self.name = display, display.progress, escape(name)
         self.task: TaskID | None = None
         self.begun = 0
         self.metric = ""
@@ -129,7 +129,7 @@ class ProgressBar:
         self.progress.start()
         data = header["dataset"]
         self.display.say(
-            f"data: [bold]{data['name']}[/], {data['train']:,} + {data['test']:,} examples, {escape(data['source'])}"
+            f"data: [bold]{escape(data['name'])}[/], {data['train']:,} + {data['test']:,} examples, {escape(data['source'])}"
         )
         self.metric, self.begun = header["target"]["metric"], step
         self.task = self.progress.add_task(self.name, total=header["steps"], completed=step, figures="")
@@ -139,7 +139,7 @@ class ProgressBar:
         assert self.task is not None
         if self.metric in row.get("metrics", {}):
             self.measured = f"  {self.metric} {row['metrics'][self.metric]:.4g}"
-        self.progress.update(self.task, completed=row["step"], figures=f"loss {row['loss']:.4g}{self.measured}")
+        self.progress.update(self.task, completed=row["step"], figures=f"loss {row['loss']:.4g}{escape(self.measured)}")
         _mark(self.progress, self.task, row["step"] - self.begun)
 
     def event(self, event: Row) -> None:

@@ -32,7 +32,13 @@ from heatbath.experiments.experiment import Target
 from heatbath.work import Work
 
 FORMAT = 1
-HEADER = {"experiment": str, "choice": dict, "dataset": dict, "target": dict, "seed": int, "steps": int, "batch_size": int}
+HEADER = {
+    **dict.fromkeys(("experiment", "summary", "title", "command", "started"), str),
+    **dict.fromkeys(("choice", "dataset", "target", "versions", "host"), dict),
+    **dict.fromkeys(("seed", "steps", "batch_size", "parameters"), int),
+}
+DATASET = {"name": str, "source": str, "train": int, "test": int}
+TARGET = {"metric": str, "value": int | float, "higher": bool}
 ROW = {"step": int, "loss": int | float | None, "seconds": int | float}
 EVENT = {"event": str, "step": int, "message": str}
 ENDS = ("finished", "interrupted", "diverged", "failed")
@@ -294,25 +300,27 @@ def _check_line(row: Row, *, first: bool) -> None:
         raise ValueError("is no header, so this is not a record of a run")
     if first and row["format"] != FORMAT:
         raise ValueError(f"has format {row['format']!r}, this version reads {FORMAT}")
-    kinds: Mapping[str, Any] = HEADER if first else EVENT if "event" in row else ROW  # Any: types
+    if first:
+        _check_kinds(row, HEADER)
+        _check_kinds(row["dataset"], DATASET)
+        _check_kinds(row["target"], TARGET)
+        _check_kinds(row, dict.fromkeys({"coverage", "run"} & row.keys(), str | None))
+        return
+    if not (row.keys() >= ROW.keys() or row.keys() >= EVENT.keys()):
+        raise ValueError("is neither a row (step, loss, seconds) nor an event")
+    _check_kinds(row, EVENT if "event" in row else ROW)
+    measured = {"metrics", "work", "occasions", "optimizer", "preconditioner"} & row.keys()
+    _check_kinds(row, dict.fromkeys(measured, dict))
+    _check_kinds(row.get("metrics", {}), dict.fromkeys(row.get("metrics", {}), int | float | None))
+
+
+def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:  # Any: JSON values; types
+    """Refuse values that are missing or of another type."""
     for key, kind in kinds.items():
-        if key not in row:
-            what = "is a header" if first else "is neither a row (step, loss, seconds) nor an event, it"
-            raise ValueError(f"{what} without {key}")
-        if not isinstance(row[key], kind) or isinstance(row[key], bool):
-            raise ValueError(f"has {key} = {row[key]!r:.60}, which is of the wrong type")
-    numbers = {**row.get("metrics", {})} if isinstance(row.get("metrics", {}), dict) else {"metrics": ""}
-    for name, value in numbers.items():
-        if not isinstance(value, int | float | None):
-            raise ValueError(f"has {name} = {value!r:.60}, which is no number")
-    if first and not _is_target(row["target"]):
-        raise ValueError(f"has target = {row['target']!r:.60}, which is not a metric, a value and whether higher is better")
-
-
-def _is_target(target: Row) -> bool:
-    return target.keys() == {"metric", "value", "higher"} and (
-        isinstance(target["metric"], str) and isinstance(target["value"], int | float) and isinstance(target["higher"], bool)
-    )
+        if key not in values:
+            raise ValueError(f"lacks {key}")
+        if not isinstance(values[key], kind) or (isinstance(values[key], bool) and kind is not bool):
+            raise ValueError(f"has {key} = {values[key]!r:.60}, which is of the wrong type")
 
 
 def _counting(lines: Iterable[Row]) -> tuple[list[Row], list[Row]]:

@@ -175,7 +175,7 @@ def _run(one: Group, record: Record) -> str:
     choice = record.header["choice"]
     settings = ", ".join(f"{name} {value}" for name, value in choice.items() if value is not None and name != "machine")
     parts = [
-        f"<p>{escape(settings)}. {escape(record.ended)} after {record.rows[-1]['step']} steps.</p>",
+        f"<p>{escape(settings)}. {escape(record.ended)} after {int(record.rows[-1]['step'])} steps.</p>",
         f'<pre class="command">{escape(record.header["command"])}</pre>',
     ]
     reports = [row["optimizer"] for row in record.rows if "optimizer" in row]
@@ -190,7 +190,8 @@ def _run(one: Group, record: Record) -> str:
         events = (f"<li>{escape(event['event'])}: {escape(str(event['message']))}</li>" for event in record.events)
         parts.append(f"<ul>{''.join(events)}</ul>")
     parts.append(f'<p class="faint">{escape(str(record.path))}, started {escape(record.header["started"])}</p>')
-    return f"<details><summary>{escape(one.title)}, seed {record.header['seed']}</summary>{''.join(parts)}</details>"
+    summary = escape(f"{one.title}, seed {record.header['seed']}")
+    return f"<details><summary>{summary}</summary>{''.join(parts)}</details>"
 
 
 def _environment(records: Sequence[Record]) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich.table import Table
+from rich.text import Text
 
 from heatbath.costs import with_unit
 from heatbath.experiments.choice import TITLES
@@ -38,7 +39,7 @@ def machines_table(specs: Iterable[MachineSpec]) -> Table:
             "–" if spec.settle_taus is None else f"{spec.settle_taus:g} τ",
             bits,
             "–" if spec.bandwidth is None else with_unit(spec.bandwidth, "bit/s"),
-            f"{source}\n[dim]{spec.notes}[/]" if spec.notes else source,
+            Text(source).append(f"\n{spec.notes}", style="dim") if spec.notes else source,
         )
     return table
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import Any
 
+NAME_LENGTH = 100
 BOLTZMANN = 1.380649e-23  # joules per kelvin, exact (SI 2019)
 
 
@@ -100,6 +102,11 @@ class MachineSpec:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise TypeError(f"a machine needs a name, got {self.name!r}")
+        if not self.name.isprintable() or len(self.name) > NAME_LENGTH or re.search(r"[/\\:\[\]]", self.name):
+            raise ValueError(
+                f"the name of a machine is one line of at most {NAME_LENGTH} printable characters without / \\ : [ ], "
+                f"because files and tables bear it, got {repr(self.name)[:120]}"
+            )
         for f in fields(self):
             value = getattr(self, f.name)
             if f.name != "name" and value is not None:
@@ -223,7 +230,9 @@ def _checked(f: Field[Any], value: Any) -> Any:  # Any: values from a file
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         wanted = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}[kind]
         of = f" in {unit}" if unit else ""
-        raise TypeError(f"{f.name} must be {wanted}{of}, got {value!r}; leave it out if it is ideal or not stated")
+        raise TypeError(f"{f.name} must be {wanted}{of}, got {repr(value)[:120]}; leave it out if it is ideal or not stated")
+    if kind is str and not all(character.isprintable() or character in "\n\t" for character in value):
+        raise ValueError(f"{f.name} must be printable text without control characters, got {repr(value)[:120]}")
     if kind in (int, float):
         low, high, closed = f.metadata["low"], f.metadata["high"], f.metadata["closed"]
         inside = low <= value <= high if closed else low < value < high
@@ -249,7 +258,7 @@ def spec_from(values: Mapping[str, Any]) -> MachineSpec:  # Any: values from a f
         if name not in known:
             near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
             hint = f"; did you mean {' or '.join(near)}?" if near else f"; known: {', '.join(known)}"
-            raise ValueError(f"unknown field {name!r} = {values[name]!r} in a machine specification{hint}")
+            raise ValueError(f"unknown field {repr(name)[:60]} = {repr(values[name])[:60]} in a machine specification{hint}")
     for name, f in known.items():
         if f.default is MISSING and name not in values:
             raise ValueError(f"a machine specification needs {name!r}; got {', '.join(values) or 'nothing'}")

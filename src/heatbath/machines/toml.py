@@ -16,6 +16,8 @@ from pathlib import Path
 from heatbath.machines.presets import presets
 from heatbath.machines.spec import MachineSpec, spec_from
 
+LARGEST = 2**14  # bytes; tomllib takes minutes for dotted keys of very many levels
+
 
 def load_machine(which: str | Path) -> MachineSpec:
     """A preset by name, or a specification from a `.toml` file.
@@ -42,10 +44,14 @@ def load_machine(which: str | Path) -> MachineSpec:
     path = Path(which)
     if not path.is_file():
         raise FileNotFoundError(f"machine file {name!r} does not exist")
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"{name} has {path.stat().st_size} bytes; a machine is one flat table of at most {LARGEST}")
     try:
         return spec_from(tomllib.loads(path.read_text(encoding="utf-8")))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{name} is not valid TOML: {error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name} is not valid TOML in UTF-8: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{name} is nested too deeply: a machine is one flat table") from error
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: {error}") from error
 
