@@ -1,7 +1,7 @@
 """What does a training step cost on a GPU under each optimizer, beside fused AdamW? This script was never run on a GPU.
 
     python benchmarks/gpu.py --write                      all three workloads, on cuda
-    python benchmarks/gpu.py --only gpt --contestants hb.KFAC "hb.KFAC, overlapped"
+    python benchmarks/gpu.py --only gpt --contestants hb.KFAC "hb.KFAC, staggered"
     python benchmarks/gpu.py --device cpu --tiny          that it runs at all
 
 Peers come as for `step.py`. Each contestant takes turns of one cycle (ten steps) with AdamW, and each of its cycles is set
@@ -47,12 +47,11 @@ from torch import nn
 
 import heatbath as hb
 from heatbath.experiments.environment import host, versions
-from heatbath.solvers import NewtonSchulz, Solver, WarmStarted
+from heatbath.solvers import Solver
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 BASELINE = "AdamW, fused"
 CYCLE = 10  # steps
-HALVES = WarmStarted(NewtonSchulz(warm_steps=4, tolerance=1e-2, product_dtype=torch.bfloat16))
 
 Record = dict[str, Any]  # Any: JSON values
 
@@ -67,15 +66,7 @@ def kfac(model: nn.Module, *, solver: Solver[Any] | None = None, **options: Any)
 
 OWN: dict[str, Contestant] = {
     "hb.KFAC": Contestant("as it comes: Cholesky, intervals 10/10", kfac),
-    "hb.KFAC, overlapped": Contestant("Policy(overlap=True)", partial(kfac, overlap=True)),
     "hb.KFAC, staggered": Contestant("Policy(stagger=True)", partial(kfac, stagger=True)),
-    "hb.KFAC, staggered, overlapped": Contestant(
-        "Policy(stagger=True, overlap=True)", partial(kfac, stagger=True, overlap=True)
-    ),
-    "hb.KFAC, warm, overlapped": Contestant(
-        "the same with WarmStarted(NewtonSchulz(product_dtype=bfloat16))",
-        partial(kfac, stagger=True, overlap=True, solver=HALVES),
-    ),
 }
 PEERS = ("Muon + AdamW", "SOAP", "Shampoo, 10", "SINGD", "kfac-pytorch, 10/10")
 ALL = {BASELINE: CONTESTANTS[BASELINE], **OWN, **{name: CONTESTANTS[name] for name in PEERS}}

@@ -75,7 +75,7 @@ def train(data: tuple[Tensor, ...], steps: int, seed: int, limits: tuple[int | N
     torch.manual_seed(seed)
     model = convolutional()
     max_dim, rank = limits
-    optimizer = hb.KFAC(model, lr=0.02, damping=1e-2, policy=hb.Policy(max_dim=max_dim, rank=rank))
+    optimizer = hb.KFAC(model, lr=0.02, damping=1e-2, policy=hb.Policy(max_dim=max_dim, rank=rank, trust=hb.KLClip()))
     images, labels = data
     order = torch.randperm(len(labels))
     losses = []

@@ -159,7 +159,7 @@ and put together by `python benchmarks/performance_page.py`.
 - Scaling: {conditions(scaling)}.
 
 Never run on a GPU, for want of one: `python benchmarks/gpu.py --write` times the GPT, ViT and MLP shapes for which other
-libraries' figures on an H100 are known, refreshes on a side stream among the contestants. [refresh.md](refresh.md) says what
+libraries' figures on an H100 are known. [refresh.md](refresh.md) says what
 was made ready for it, and what not."""
 
 

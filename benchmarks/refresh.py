@@ -11,7 +11,7 @@ Columns, over all counted steps:
 
     median, p99, worst     milliseconds, and the last two over the median
     mean                   over the mean step of "all at once"
-    refreshed              matrices inverted for each step; kept: old inverses that were found to fit
+    refreshed              matrices inverted for each step
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from torch import Tensor, nn
 import heatbath as hb
 from heatbath.experiments.environment import host, versions
 from heatbath.experiments.models import autoencoder
-from heatbath.solvers import Cholesky, Solver, WarmStarted
+from heatbath.solvers import Cholesky, Solver
 
 RESULTS = Path(__file__).parent / "results" / "refresh.json"
 EVERY = 10
@@ -58,8 +58,6 @@ class Contestant:
 CONTESTANTS = [
     Contestant("all at once", Cholesky(), {}),
     Contestant("staggered", Cholesky(), {"stagger": True}),
-    Contestant("staggered, kept below 0.1", Cholesky(), {"stagger": True, "refresh_above": 0.1}),
-    Contestant("staggered, warm-started", WarmStarted(), {"stagger": True}),
 ]
 
 
@@ -138,7 +136,6 @@ def row(
         "worst_ms": 1e3 * ordered[-1],
         "mean_over_all_at_once": statistics.mean(seconds) / plain,
         "refreshed_per_step": inverted / optimizer.steps,
-        "kept_per_step": float(report.get("kept_inverses", 0)) / optimizer.steps,
         "not_arrived": sum(float(report.get(f"prepare.{kind}", 0)) for kind in ("inaccurate", "indefinite", "nonfinite")),
         "stacks": len(optimizer.stacks),
         "state_mib": optimizer.coverage().state_bytes / 2**20,
@@ -147,11 +144,11 @@ def row(
 
 def show(rows: list[dict[str, Any]]) -> None:  # Any: JSON values
     """A table for people."""
-    table = Table("workload", "contestant", "median", "p99", "worst", "p99/median", "mean", "refreshed", "kept", "not arrived")
+    table = Table("workload", "contestant", "median", "p99", "worst", "p99/median", "mean", "refreshed", "not arrived")
     for r in rows:
         figures = [f"{r[key]:.0f}" for key in ("median_ms", "p99_ms", "worst_ms")]
         ratios = [f"{r['p99_ms'] / r['median_ms']:.2f}", f"{r['mean_over_all_at_once']:.2f}"]
-        counts = [f"{r['refreshed_per_step']:.2f}", f"{r['kept_per_step']:.2f}", f"{r['not_arrived']:.0f}"]
+        counts = [f"{r['refreshed_per_step']:.2f}", f"{r['not_arrived']:.0f}"]
         table.add_row(r["workload"], r["contestant"], *figures, *ratios, *counts)
     Console(width=128).print(table)
 

@@ -32,7 +32,6 @@ from heatbath.solvers import (
     ThermodynamicInverse,
     ThermodynamicSolve,
     UnitVectors,
-    WarmStarted,
 )
 
 TAU = 1e-6
@@ -156,8 +155,6 @@ SOLVERS: dict[str, SolverRow] = {
     "ConjugateGradient, Jacobi": SolverRow(ConjugateGradient(tolerance=1e-13, preconditioner=Jacobi()), "dense ⊗ dense"),
     "NewtonSchulz": SolverRow(NewtonSchulz()),
     "Factorwise(NewtonSchulz)": SolverRow(Factorwise(NewtonSchulz()), "dense ⊗ dense"),
-    "WarmStarted": SolverRow(WarmStarted(NewtonSchulz(warm_steps=8))),
-    "Factorwise(WarmStarted)": SolverRow(Factorwise(WarmStarted(NewtonSchulz(warm_steps=8))), "dense ⊗ dense"),
     "Crossbar, ideal": SolverRow(Crossbar(IDEAL, settle_seconds=2.0**-6), tolerance=1e-9),
     "Refined(ThermodynamicSolve, 16 bits)": SolverRow(
         Refined(ThermodynamicSolve(SIXTEEN, LONG), sweeps=4), tolerance=1e-11, linear=False, noisy=True
@@ -213,7 +210,6 @@ OPTIMIZERS: dict[str, OptimizerRow] = {
     "kfac": OptimizerRow(),
     "kfac, Eigen": OptimizerRow(Eigen()),
     "kfac, Guarded(Cholesky)": OptimizerRow(Guarded(Cholesky()), watched=True),
-    "kfac, WarmStarted": OptimizerRow(WarmStarted(NewtonSchulz(warm_steps=6, tolerance=1e-10))),
     "kfac, ideal ThermodynamicInverse": OptimizerRow(ThermodynamicInverse(IDEAL, UnitVectors(LONG)), watched=True),
     "kfac, ideal ThermodynamicSolve": OptimizerRow(ThermodynamicSolve(IDEAL, LONG), watched=True),
     "kfac, ThermodynamicInverse at 8 bits": OptimizerRow(ThermodynamicInverse(EIGHT), exact=False, watched=True),

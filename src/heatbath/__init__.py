@@ -68,7 +68,6 @@ if TYPE_CHECKING:
     from heatbath.solvers import ThermodynamicInverse as ThermodynamicInverse
     from heatbath.solvers import ThermodynamicSolve as ThermodynamicSolve
     from heatbath.solvers import UnitVectors as UnitVectors
-    from heatbath.solvers import WarmStarted as WarmStarted
     from heatbath.solvers import linalg as linalg
     from heatbath.work import Work as Work
 
@@ -130,7 +129,6 @@ _ROOMS = {
         "ThermodynamicSolve",
         "CosineVectors",
         "UnitVectors",
-        "WarmStarted",
         "linalg",
     ),
     "work": ("Work",),

@@ -63,7 +63,6 @@ CASES: dict[str, tuple[dict, tuple[int, int]]] = {
     "corrected": ({"corrected": True}, (4, 4)),
     "staggered": ({"stagger": True, "factor_every": 2, "refresh_every": 2}, (4, 4)),
     "staggered, observed": ({"stagger": True, "refresh_every": 2, "fisher": ExactFisher(Categorical())}, (4, 4)),
-    "triggered": ({"refresh_above": 1e-9}, (4, 4)),
     "quadratic": ({"quadratic": QuadraticModel(Categorical()), "fisher": ExactFisher(Categorical())}, (4, 4)),
 }
 

@@ -269,6 +269,6 @@ NETWORKS: dict[str, NetworkRow] = {
     "encoder-decoder": NetworkRow(Translator, reversals, predicted, 60, fallback=("positions",)),
     "lstm": NetworkRow(LanguageLSTM, sequences, predicted),
     "gin": NetworkRow(GIN, graphs, classified, 60, fallback=("eps",), owner=lambda batch: batch[2]),
-    "autoencoder": NetworkRow(autoencoder, images, rebuilt, 40),
+    "autoencoder": NetworkRow(autoencoder, images, rebuilt, 40, fallback=("8.weight", "8.bias")),
     "physics": NetworkRow(physics, points, poisson, 80),
 }

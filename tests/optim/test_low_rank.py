@@ -18,12 +18,9 @@ from heatbath.solvers import (
     Factorwise,
     Guarded,
     NewtonSchulz,
-    Outcome,
     ThermodynamicInverse,
     ThermodynamicSolve,
     UnitVectors,
-    WarmStarted,
-    misfit,
 )
 from tests.curvature.truth import fill
 from tests.laws import batches, fresh, network, noise, saved_and_loaded, train
@@ -85,7 +82,7 @@ def test_micro_batches_are_one_batch():
     assert_alike(steps_of(WIDE, rows=20, parts=4), steps_of(WIDE, rows=20), 1e-9)
 
 
-DIGITAL = [Cholesky(), NewtonSchulz(), WarmStarted(), Guarded(Cholesky())]
+DIGITAL = [Cholesky(), NewtonSchulz(), Guarded(Cholesky())]
 IDEALS = [ThermodynamicInverse(IDEAL, UnitVectors(LONG)), ThermodynamicSolve(IDEAL, LONG)]
 
 
@@ -146,8 +143,6 @@ def test_errors_of_a_machine_are_not_magnified():
 RUNS = {
     "plain": (None, {}),
     "staggered": (None, {"stagger": True}),
-    "triggered": (None, {"refresh_above": 0.01}),
-    "warm-started": (WarmStarted(), {}),
     "machine": (ThermodynamicSolve(IDEAL, LONG), {}),
 }
 
@@ -183,37 +178,6 @@ def test_a_batch_that_is_not_finite_leaves_the_sketch_alone():
     mean = optimizer.stacks[0].mean
     assert torch.isfinite(mean.left.sketch).all() and torch.isfinite(mean.right.sketch).all()
     assert torch.isfinite(model.weight).all()
-
-
-def test_the_old_inverse_of_a_sketch_fits_its_own_matrix_and_no_other():
-    optimizer = KFAC(fill(nn.Linear(40, 30)), policy=WIDE)
-    optimizer.model(noise(10, 40)).sin().sum(1).mean().backward()
-    optimizer.step()
-    (stack,) = optimizer.stacks
-    damped = optimizer.damping(stack.mean, torch.full((1,), 1e-3, dtype=torch.float64))
-    assert misfit(stack.state, damped, fresh()) < 1e-6
-    assert misfit(stack.state, FactoredDamping()(stack.mean, torch.full((1,), 1.0, dtype=torch.float64)), fresh()) > 0.1
-
-
-@pytest.mark.parametrize("fallen", [False, True])
-def test_a_watched_inverse_fits_too(fallen):
-    solver = Factorwise(Guarded(Cholesky()))
-    operator = Kronecker(Dense(torch.ones(1, 1, 1).double()), _sketched(1, 41, 2).shift(0.1))
-    state, _ = solver.prepare(operator)
-    if fallen:  # the inner inverse is no good, and the fallback's is used
-        watched = state.right.inner
-        wrong = replace(watched.inner, operator=Dense(2 * watched.inner.operator.matrix))
-        codes = torch.full_like(watched.outcome, Outcome.FELL_BACK.code)
-        bad = replace(watched, inner=wrong, fallback=watched.inner, outcome=codes)
-        state = replace(state, right=replace(state.right, inner=bad))
-    assert misfit(state.right, operator.right, fresh()) < 1e-6
-
-
-def test_a_side_that_no_inverse_is_held_of_cannot_be_probed():
-    solver = Factorwise(ThermodynamicSolve(IDEAL, LONG))
-    operator = Kronecker(Dense(torch.ones(1, 1, 1).double()), _sketched(1, 41, 2).shift(0.1))
-    with pytest.raises(TypeError, match="holds no explicit inverse whose fit could be tested"):
-        misfit(solver.prepare(operator)[0].right, operator.right, fresh())
 
 
 def test_exact_and_input_only_fishers_and_other_layers_take_sketches():

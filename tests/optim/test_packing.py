@@ -14,7 +14,6 @@ from tests.zoo import LAYERS
 
 def models() -> dict[str, nn.Module]:
     found = {name: row.model() for name, row in LAYERS.items()}
-    found["grouped transposed convolution"] = nn.ConvTranspose1d(4, 6, 3, groups=2)
     found["weight frozen"] = nn.Linear(3, 4)
     found["weight frozen"].weight.requires_grad_(False)
     return found
@@ -42,8 +41,8 @@ def test_gathering_is_packing_and_scattering_is_unpacking(name):
 
 
 def two() -> tuple[nn.Module, KFAC]:
-    """A linear layer and a convolution whose packing is no view, two each."""
-    parts = [nn.Linear(3, 3), nn.Linear(3, 3), nn.ConvTranspose1d(4, 6, 3, groups=2), nn.ConvTranspose1d(4, 6, 3, groups=2)]
+    """A linear layer and a grouped convolution, two each."""
+    parts = [nn.Linear(3, 3), nn.Linear(3, 3), nn.Conv1d(4, 6, 3, groups=2), nn.Conv1d(4, 6, 3, groups=2)]
     model = fill(nn.ModuleList(parts))
     optimizer = KFAC(model)
     for index, p in enumerate(model.parameters()):
@@ -55,13 +54,13 @@ def test_missing_gradients_are_zeros_beside_others():
     model, optimizer = two()
     model[0].bias.grad = None
     model[2].weight.grad = None
-    linear, transposed = (optimizer.layout.packing.gather([0.0])[i] for i in (0, 1))
+    linear, grouped = (optimizer.layout.packing.gather([0.0])[i] for i in (0, 1))
     assert linear[0, :, -1].abs().max() == 0
     assert linear[0, :, :-1].abs().max() > 0
-    assert transposed[:2, :, :-1].abs().max() == 0
-    assert transposed[2:, :, :-1].abs().max() > 0
+    assert grouped[:2, :, :-1].abs().max() == 0
+    assert grouped[2:, :, :-1].abs().max() > 0
     changed = {
-        id(p) for parameters, _ in optimizer.layout.packing.scatter({0: linear, 1: transposed}).values() for p in parameters
+        id(p) for parameters, _ in optimizer.layout.packing.scatter({0: linear, 1: grouped}).values() for p in parameters
     }
     assert id(model[0].bias) not in changed
     assert id(model[2].weight) not in changed
@@ -78,14 +77,9 @@ def test_stacks_without_any_gradient_are_left_out():
     assert optimizer.layout.packing.gather([0.0]) == {}
 
 
-def test_a_frozen_layer_whose_packing_is_no_view_is_left_alone_beside_its_like():
-    """A gradient may be left from before; the rule no longer speaks of the block."""
-    model, optimizer = two()
-    model[2].requires_grad_(False)
-    gathered = optimizer.layout.packing.gather([0.0])
-    assert gathered[1][:2].abs().max() == 0
-    changed = {id(p) for parameters, _ in optimizer.layout.packing.scatter(gathered).values() for p in parameters}
-    assert changed == {id(p) for index in (0, 1, 3) for p in model[index].parameters()}
+def test_a_layer_whose_packing_is_no_view_is_trained_by_adamw():
+    model = nn.ModuleList([nn.Linear(3, 3), nn.ConvTranspose1d(4, 6, 3, groups=2)])
+    assert [row.treatment for row in KFAC(model).coverage().rows] == ["kfac 3×4", "adamw", "adamw"]
 
 
 def test_absent_sites_count_as_zeros_and_do_not_move():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from heatbath.curvature import Categorical, ExactFisher
 from heatbath.layers import LayerRule
 from heatbath.optim import KFAC, Policy, Unclipped
-from heatbath.solvers import Cholesky, Eigen, NewtonSchulz, WarmStarted
+from heatbath.solvers import Cholesky, Eigen, NewtonSchulz
 from tests.laws import batches, fresh, noise, saved_and_loaded, train
 
 EVERY = 4
@@ -149,8 +149,7 @@ WAYS = {
     "staggered": ({"stagger": True}, Cholesky()),
     "captured together": ({"stagger": True, "fisher": ExactFisher(Categorical())}, Cholesky()),
     "growing": ({"stagger": True, "patience": 2}, Cholesky()),
-    "triggered": ({"stagger": True, "refresh_above": 0.05}, Cholesky()),
-    "warm-started": ({}, WarmStarted(NewtonSchulz(warm_steps=1, tolerance=1e-3))),
+    "warm starts": ({}, NewtonSchulz(warm_steps=1, tolerance=1e-3)),
 }
 
 
@@ -203,9 +202,6 @@ def test_a_layer_that_is_called_at_odd_steps_only_is_captured_nevertheless():
 LATE: dict[str, dict[str, Any]] = {
     "plain": {"stagger": False},
     "staggered": {},
-    "overlapped": {"stagger": False, "overlap": True},
-    "triggered": {"stagger": False, "refresh_above": 0.1},
-    "all": {"overlap": True, "refresh_above": 0.1},
 }
 
 

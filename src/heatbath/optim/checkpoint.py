@@ -10,7 +10,6 @@ depends on the past (counters, tallies) is one text in JSON, and the rest has th
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,11 +31,8 @@ from heatbath.operators import (
     unpack,
 )
 from heatbath.optim.corrected import correct
-from heatbath.optim.deferred import Deferred
 from heatbath.optim.fallback import start_state
 from heatbath.optim.recut import recut, same_blocks
-from heatbath.optim.renewal import Renewal
-from heatbath.optim.stacks import FLAGS
 from heatbath.solvers import Inverse, Solver
 
 if TYPE_CHECKING:
@@ -51,15 +47,12 @@ OWN = (  # attributes that make up an optimizer, beside torch's own; all others 
 
 def save(optimizer: NaturalGradient) -> dict[str, Any]:  # Any: plain Python and tensors
     """Counters, stacks, tally and random state."""
-    generator, renewal = optimizer.generator, Renewal.of(optimizer)
-    for stack in optimizer.stacks:
-        renewal.settle(stack)
+    generator = optimizer.generator
     past = {
         "layout": layout(optimizer),
         "solver": recipe(optimizer.solver),
         "steps": optimizer.steps,
         **optimizer._timetable.to_plain(),
-        **{name: [None if f is None else f.members() for f in flags] for name, flags in _flags(optimizer.stacks).items()},
         "ready": sorted(optimizer.layout.ready),
         "ages": [stack.ages for stack in optimizer.stacks],
         "square_ages": [stack.square_ages for stack in optimizer.stacks],
@@ -84,9 +77,6 @@ def restore(optimizer: NaturalGradient, plain: dict[str, Any]) -> None:  # Any: 
     for stack, saved, (age, square_age) in zip(optimizer.stacks, plain["stacks"], ages, strict=True):
         _restore_stack(stack, saved)
         stack.ages, stack.square_ages = age, square_age
-    for name in FLAGS:
-        for stack, found in zip(optimizer.stacks, past.get(name, [None] * len(optimizer.stacks)), strict=True):
-            setattr(stack, name, None if found is None else Deferred.of(found, stack.length))
     optimizer._tally.load_plain(tensors(past["tally"]))
     if optimizer.generator is not None and plain["generator"] is not None:
         optimizer.generator.set_state(plain["generator"].cpu())
@@ -202,11 +192,6 @@ def tensors(tally: dict[str, Any]) -> dict[str, Any]:  # Any: as above
     return {**tally, "device": sums}
 
 
-def _flags(stacks: Sequence[Stack]) -> dict[str, list[Deferred | None]]:
-    """Answers that no step has read yet, by name, for each stack."""
-    return {name: [getattr(stack, name) for stack in stacks] for name in FLAGS}
-
-
 def _save_stack(stack: Stack) -> dict[str, Any]:  # Any: plain Python and tensors
     """One stack; symmetric matrices as triangles.
 
@@ -251,4 +236,3 @@ def _restore_stack(stack: Stack, saved: dict[str, Any]) -> None:  # Any: plain P
     stack.sums.squares = None if stack.corrected is None else SquareSums.zeros(stack.corrected)
     stack.state = map_tensors(move, unpack(from_plain(saved["state"])))
     stack.momentum = None if saved["momentum"] is None else stack.empty().copy_(saved["momentum"])
-    stack.pending = None

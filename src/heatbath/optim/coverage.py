@@ -100,7 +100,7 @@ def _held(stacks: Sequence[Stack]) -> dict[str, int]:
     """Bytes of what stacks hold, by kind."""
     return {
         "factors": sum(_bytes((stack.mean, stack.corrected)) for stack in stacks),
-        "solver": sum(_bytes((stack.state, stack.pending and stack.pending.queued.result)) for stack in stacks),
+        "solver": sum(_bytes(stack.state) for stack in stacks),
         "momentum": sum(_bytes(stack.momentum) for stack in stacks),
         "captured": sum(_bytes((stack.sums.left, stack.sums.right)) for stack in stacks),
     }

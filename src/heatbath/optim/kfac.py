@@ -22,7 +22,7 @@ from heatbath.optim.natural import NaturalGradient
 from heatbath.optim.options import complete_groups, default_options
 from heatbath.optim.policy import Policy
 from heatbath.optim.trust import MatchedRMS
-from heatbath.solvers import Cholesky, Eigen, Factorwise, Guarded, Solver, WarmStarted
+from heatbath.solvers import Cholesky, Eigen, Factorwise, Guarded, Solver
 
 
 class KFAC(NaturalGradient):
@@ -123,4 +123,4 @@ def fit_solver(solver: Solver[Any]) -> Solver[Any]:  # Any: any state
     """Fit a solver for single matrices to Kronecker products; watch it unless it is a plain digital one."""
     if isinstance(solver, Eigen | Factorwise):
         return solver
-    return Factorwise(solver if isinstance(solver, Cholesky | WarmStarted | Guarded) else Guarded(solver))
+    return Factorwise(solver if isinstance(solver, Cholesky | Guarded) else Guarded(solver))

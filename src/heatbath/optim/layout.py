@@ -9,7 +9,7 @@ from torch import nn
 
 from heatbath.curvature import Sharing, Site, check_sharding, find_sites
 from heatbath.layers import rule_for
-from heatbath.optim.packing import Packing
+from heatbath.optim.packing import Packing, packs_as_views
 from heatbath.optim.policy import Policy
 from heatbath.optim.stacks import Stack, build_stacks, carry_over, find_places
 
@@ -58,7 +58,7 @@ class Layout:
             )
         group_of = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
         sites = find_sites(model, policy.rules, policy.skip)
-        sites = [site for site in sites if all(id(p) in group_of for p in site.parameters().values())]
+        sites = [site for site in sites if all(id(p) in group_of for p in site.parameters().values()) and packs_as_views(site)]
         stacks = build_stacks(
             sites,
             group_of,

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from heatbath.curvature import Capture, Reduction, Sharing, Site, attach_hooks, is_parallel, norms, piece
 from heatbath.layers import Rows
 from heatbath.optim.base import CurvatureOptimizer, loss_of
-from heatbath.optim.beside import CUDAStreams, Streams
 from heatbath.optim.checkpoint import OWN, check_layout, enter, rehearse, restore, save
 from heatbath.optim.coverage import Coverage, describe
 from heatbath.optim.damping import Damping, RelativeDamping
@@ -33,7 +32,7 @@ from heatbath.optim.options import at_rest, check_generator, complete_group, own
 from heatbath.optim.packing import strided
 from heatbath.optim.policy import Policy
 from heatbath.optim.proposal import Proposal, move, objective
-from heatbath.optim.renewal import Renewal, renew_averages
+from heatbath.optim.refresh import Refresher, update_averages
 from heatbath.optim.scaling import LossScale, loss_scale
 from heatbath.optim.schedule import Timetable
 from heatbath.optim.stacks import Stack
@@ -135,7 +134,6 @@ class NaturalGradient(CurvatureOptimizer):
         """What a new optimizer and a copy have to do alike."""
         weakref.finalize(self, Capture.detach, self.capture).atexit = False
         self._entered = False  # parameters into `state`
-        self._streams: dict[str, Streams] = {"cuda": CUDAStreams()}
         self._forget()
 
     def detach(self) -> None:
@@ -244,17 +242,15 @@ class NaturalGradient(CurvatureOptimizer):
         Args:
             seen: which stacks captured at this step.
         """
-        renewal = Renewal.of(self)
+        refresher = Refresher(self.solver, self.damping, self.policy.corrected, self.generator, self._tally)
         new = [s and self.layout.has_newcomers(stack) for s, stack in zip(seen, self.stacks, strict=True)]
         self._timetable.hasten(new)
         due = self._timetable.refreshes(self.steps)
-        renewed = False
         for stack, is_due, is_seen, is_new in zip(self.stacks, due, seen, new, strict=True):
-            if stack.mean is not None:
-                amount = self._amount(stack)
-                renewed |= renewal.visit(stack, amount, due=is_due, seen=is_seen, new=is_new)
+            if stack.mean is not None and (is_due or (is_seen and self.policy.corrected)):
+                refresher.refresh(stack, self._amount(stack), rotate=is_due, cold=is_new)
         self._timetable.refreshed(self.steps, due)
-        self._tally.refreshes += renewed
+        self._tally.refreshes += any(due)
         uncalled = self.layout.welcome() if any(seen) else ()
         for site in (site for site in uncalled if site not in self.capture.unread):
             how = "gradients came, but through no call of the module; AdamW trains it till rows come"
@@ -350,7 +346,7 @@ class NaturalGradient(CurvatureOptimizer):
             self._warn_once(turned_round(self.stacks, self.capture))
             terms = passed_terms(self.capture, self.policy.reduction) if self._seen.terms is None else self._seen.terms
             scale = None if self.policy.fisher.observes else loss_scale
-            seen = renew_averages(self.stacks, self.policy, terms=terms, scale=scale)
+            seen = update_averages(self.stacks, self.policy, terms=terms, scale=scale)
             self._timetable.captured(self.steps, seen)
         elif self.stacks and all(stack.awake for stack in self.stacks):
             warnings.warn(nothing_captured(self.stacks, self.capture, self.policy.fisher), stacklevel=5)

@@ -2,8 +2,8 @@
 
 A parameter lies in its stack's tensor `[L, O, I]` as a window: a view of known size, strides and offset (a bias is the last
 column). Windows are found once, by letting each layer's rule unpack an empty tensor; after that all gradients are copied in,
-and all updates added out, by one call for many windows. Where a rule's packing is no view (grouped transposed
-convolutions), the rule itself is asked at every step.
+and all updates added out, by one call for many windows. Layers whose packing is no view (some grouped transposed
+convolutions) are left to AdamW.
 """
 
 from __future__ import annotations
@@ -45,19 +45,6 @@ class Window:
         return tensor.as_strided(self.size, self.stride, self.offset)
 
 
-@dataclass(frozen=True, eq=False)
-class _Irregular:
-    """A site whose packing is no view."""
-
-    site: Site
-    entries: Sequence[tuple[int, Place]]
-    groups: Mapping[str, int]
-
-    def is_trained(self) -> bool:
-        """Whether the rule still speaks of the same blocks; not so once the module is frozen."""
-        return self.site.rule.blocks(self.site.module) == self.site.blocks
-
-
 class Packing:
     """The way between the parameters of some sites and stacks.
 
@@ -79,19 +66,15 @@ class Packing:
         blank = [stack.empty("meta") for stack in stacks]
         self._stacks = stacks
         self._windows: list[Window] = []
-        self._irregular: list[_Irregular] = []
         for site in sites:
             entries = [(index[id(stack)], place) for stack, place in places[id(site)]]
             views = site.rule.unpack(site.module, [blank[i][place.slice] for i, place in entries])
             parameters = site.parameters()
             home = {name: i for (i, place) in entries for name in site.blocks[place.block].parameters}
-            if all(views[name]._base is _base(blank[home[name]]) for name in parameters) and _once(site):
-                for name, p in parameters.items():
-                    view = views[name]
-                    place_of = (tuple(view.shape), view.stride(), int(view.storage_offset()))
-                    self._windows.append(Window(p, site, group_of[id(p)], home[name], *place_of))
-            else:
-                self._irregular.append(_Irregular(site, entries, {n: group_of[id(p)] for n, p in parameters.items()}))
+            for name, p in parameters.items():
+                view = views[name]
+                place_of = (tuple(view.shape), view.stride(), int(view.storage_offset()))
+                self._windows.append(Window(p, site, group_of[id(p)], home[name], *place_of))
 
     def gather(
         self, l2: Sequence[float], absent: Set[Site] = frozenset(), values_of: Mapping[Tensor, Tensor] | None = None
@@ -104,9 +87,6 @@ class Packing:
             values_of: what to take in the place of a parameter's gradient; None: gradients.
         """
         active = {w.stack for w in self._windows if w.parameter.grad is not None and w.site not in absent}
-        for odd in self._irregular:
-            if odd.site not in absent and any(p.grad is not None for p in odd.site.parameters().values()):
-                active |= {i for i, _ in odd.entries}
         packed = {i: self._stacks[i].empty() for i in sorted(active)}
         views, values, parameters = [], [], []
         for w in self._windows:
@@ -120,38 +100,11 @@ class Packing:
                 parameters.append(w)
         if views:
             torch._foreach_copy_(views, values)
-        for odd in self._irregular:
-            self._gather_irregular(odd, packed, l2, values_of, empty=odd.site in absent)
         for group, factor in enumerate(l2):
             of_group = [(v, w.parameter) for v, w in zip(views, parameters, strict=True) if w.group == group]
             if factor and of_group:
                 torch._foreach_add_([v for v, _ in of_group], [whole(p).to(v.dtype) for v, p in of_group], alpha=factor)
         return packed
-
-    def _gather_irregular(
-        self,
-        odd: _Irregular,
-        packed: Mapping[int, Tensor],
-        l2: Sequence[float],
-        values_of: Mapping[Tensor, Tensor] | None,
-        *,
-        empty: bool,
-    ) -> None:
-        """Fill in one site by its rule, with zeros if it is to be empty."""
-        if odd.entries[0][0] not in packed:
-            return
-        if not odd.is_trained():
-            for i, place in odd.entries:
-                packed[i][place.slice] = 0
-            return
-        grads = {}
-        for name, p in odd.site.parameters().items():
-            if p.grad is not None and not empty:
-                factor = l2[odd.groups[name]]
-                value = p.grad if values_of is None else values_of[p]
-                grads[name] = whole(value + factor * p if factor else value)
-        for (i, place), block in zip(odd.entries, odd.site.rule.pack(odd.site.module, grads), strict=True):
-            packed[i][place.slice] = block.to(packed[i].dtype)
 
     def scatter(
         self, tensors: Mapping[int, Tensor], absent: Set[Site] = frozenset()
@@ -173,13 +126,6 @@ class Packing:
         for w in self._windows:
             if w.stack in tensors and w.parameter.grad is not None and w.site not in absent:
                 note(w.group, w.parameter, w.of(tensors[w.stack]))
-        for odd in self._irregular:
-            if odd.site not in absent and odd.is_trained() and all(i in tensors for i, _ in odd.entries):
-                blocks = [tensors[i][place.slice] for i, place in odd.entries]
-                values = odd.site.rule.unpack(odd.site.module, blocks)
-                for name, p in odd.site.parameters().items():
-                    if p.grad is not None:
-                        note(odd.groups[name], p, values[name])
         return found
 
 
@@ -188,13 +134,11 @@ def strided(gradient: Tensor) -> Tensor:
     return gradient.to_dense() if gradient.layout is torch.sparse_coo else gradient
 
 
-def _base(tensor: Tensor) -> Tensor:
-    """What a tensor is a view of, or the tensor itself."""
-    return tensor if tensor._base is None else tensor._base
-
-
-def _once(site: Site) -> bool:
-    """Whether the parameters of each block fill it, number by number."""
-    parameters = site.parameters()
+def packs_as_views(site: Site) -> bool:
+    """Whether each parameter of a site is a view of its block, and the parameters of a block fill it, number by number."""
+    blank = [torch.empty(block.places, *block.domain, device="meta") for block in site.blocks]
+    views, parameters = site.rule.unpack(site.module, blank), site.parameters()
+    if any(views[name]._base is not base for base, block in zip(blank, site.blocks, strict=True) for name in block.parameters):
+        return False
     sizes = [sum(parameters[name].numel() for name in block.parameters) for block in site.blocks]
     return sizes == [block.places * block.domain[0] * block.domain[1] for block in site.blocks]

@@ -28,13 +28,6 @@ class Policy:
             another; each layer still comes as often, and is refreshed one step after it captured. Fishers that observe outputs
             capture all layers at once, as that takes a pass through the network, and spread refreshes only. Stacks are cut to
             at most a share of the work each.
-        refresh_above: refresh only what no longer fits: a stack that is due is first probed, and its members are refreshed one
-            step later where ‖I − XM‖_F/√n, of the old inverse X and the present damped factor M, exceeds this. None: refresh
-            whatever is due. Needs a solver that ends in an explicit inverse.
-        overlap: prepare what is due beside the next forward and backward pass, on a CUDA stream of its own where the parameters
-            are on such a device, and use it from the next step on. On every device the steps are the same. A first inverse is
-            used at once, and so is that of a stack with a layer that is called for the first time. Pays with solvers that wait
-            for no device while they prepare: `Cholesky`, `NewtonSchulz`, `WarmStarted`. Never run on a GPU.
         decay: β of the moving averages, in [0, 1).
         trust: the step rule: how long a step is, and with it whether momentum is that of the gradients and damping relative;
             None: `MatchedRMS`, but `KLClip` for `preconditioned` and beside `quadratic` or `adapt`, which need the loss's unit.
@@ -60,8 +53,6 @@ class Policy:
             for groups.
         distributed: average factors over the processes of PyTorch's default group, where that is initialised. Solvers with
             noise then need generators that start alike in all processes.
-        boost: factor on a member's damping after a failed refresh.
-        relax: factor on that boost after a good one, down to no boost.
 
     Raises:
         ValueError: a number out of range.
@@ -71,8 +62,6 @@ class Policy:
     refresh_every: int = 10
     patience: int = 5
     stagger: bool = False
-    refresh_above: float | None = None
-    overlap: bool = False
     decay: float = 0.95
     trust: MatchedRMS | Trust | None = None
     quadratic: QuadraticModel | None = None
@@ -90,15 +79,11 @@ class Policy:
     rank: int | None = 256
     l2: float = 0.0
     distributed: bool = True
-    boost: float = 10.0
-    relax: float = 0.5
 
     def __post_init__(self) -> None:
         Interval(self.factor_every, self.patience), Interval(self.refresh_every, self.patience)
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay must lie in [0, 1), got {self.decay}")
-        if not (self.boost > 1 and 0 < self.relax <= 1):
-            raise ValueError(f"boost must exceed 1 and relax lie in (0, 1], got {self.boost} and {self.relax}")
         for name, value in (("fallback_lr", self.fallback_lr), ("l2", self.l2)):
             if value is not None and not value >= 0:
                 raise ValueError(f"{name} must be at least 0, got {value}")
@@ -108,14 +93,6 @@ class Policy:
             raise ValueError(f"max_dim must be at least 1, got {self.max_dim}; None sets no limit")
         if self.rank is not None and self.rank < 1:
             raise ValueError(f"rank must be at least 1, got {self.rank}; None cuts large factors into diagonal blocks")
-        if self.refresh_above is not None and not self.refresh_above > 0:
-            raise ValueError(f"refresh_above must be positive, got {self.refresh_above}; None refreshes whatever is due")
-        if self.refresh_above is not None and self.corrected:
-            raise ValueError("corrected eigenvalues live in an eigenbasis, no inverse: leave refresh_above at None")
-        if self.overlap and self.corrected:
-            raise ValueError(
-                "corrected eigenvalues are captured along the newest basis, which cannot be late: leave overlap off"
-            )
 
         if isinstance(self.trust, MatchedRMS) and (self.quadratic is not None or self.adapt is not None):
             raise ValueError("the quadratic model and damping that adapts need the loss's unit: leave out trust=MatchedRMS()")

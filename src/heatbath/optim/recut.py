@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from heatbath.operators import from_plain, map_tensors, pack, same_structure, to_plain, unpack
-from heatbath.optim.stacks import FLAGS, Stack
+from heatbath.optim.stacks import Stack
 
 Row = dict[str, Any]  # Any: plain Python, of one stack: names of its blocks, their shape, its parameter group
 
@@ -63,7 +63,6 @@ def recut(plain: dict[str, Any], stacks: Sequence[Stack]) -> dict[str, Any]:  # 
 
     past |= {name: per_block(past[name]) for name in ("ages", "square_ages")}
     past |= {name: oldest(past[name]) for name in ("last_factors", "last_refresh")}
-    past |= {name: [_flags(past[name], one) for one in sources] for name in FLAGS if name in past}
     return {**plain, "past": json.dumps(past), "stacks": [_join(plain["stacks"], one) for one in sources]}
 
 
@@ -77,18 +76,6 @@ def _sources(layout: Sequence[Row], stacks: Sequence[Stack]) -> list[list[_Sourc
             found[name] = _Source(index, block, slice(start, start + places[name]))
             start += places[name]
     return [[found[name] for name in stack.names] for stack in stacks]
-
-
-def _flags(saved: Sequence[list[int] | None], sources: Sequence[_Source]) -> list[int] | None:
-    """Members whose flag is set, none of a part of which nothing is known; None where nothing is known of any."""
-    members: list[int] = []
-    start = 0
-    for source in sources:
-        flagged = saved[source.stack]
-        first, end = source.members.start, source.members.stop
-        members += [start + member - first for member in flagged or () if first <= member < end]
-        start += end - first
-    return members if any(saved[source.stack] is not None for source in sources) else None
 
 
 def _join(saved: Sequence[dict[str, Any]], sources: Sequence[_Source]) -> dict[str, Any]:  # Any: plain Python and tensors

@@ -17,10 +17,6 @@ from torch import Tensor
 from heatbath.curvature import FactorSums, Form, Site
 from heatbath.layers import Block
 from heatbath.operators import EigenCorrected, Kronecker, empty_aligned, lies_alike, map_tensors
-from heatbath.optim.beside import Queued
-from heatbath.optim.deferred import Deferred
-
-FLAGS = ("failed", "misfit", "unread")  # flags of a stack's members, on their way to the host
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,21 +42,6 @@ class Place:
 
 
 @dataclass(eq=False)
-class Pending:
-    """A solver state that was prepared but is not in use yet.
-
-    Args:
-        queued: the state.
-        index: which members it is for, `[m]`; None: all.
-        scratch: whether it was prepared without the state before it.
-    """
-
-    queued: Queued
-    index: Tensor | None
-    scratch: bool
-
-
-@dataclass(eq=False)
 class Stack:
     """L blocks of shape (O, I) and everything the optimizer keeps for them.
 
@@ -77,10 +58,6 @@ class Stack:
         boost: `[L]`, factor on the damping; raised where a refresh failed, decaying back to 1.
         corrected: eigenvalue-corrected curvature, or None where it is not wanted or not there yet.
         awake: whether it captures factors at the present step.
-        failed: members whose last preparation, started from the state before it, did not get there; None: unknown.
-        misfit: members that their inverse does not fit any more; None: unknown.
-        pending: what is being prepared beside the model's own passes, or None.
-        unread: what `failed` will be after the next visit, of this process alone, where what was pending is adopted already.
     """
 
     group: int
@@ -94,10 +71,6 @@ class Stack:
     momentum: Tensor | None = None
     corrected: EigenCorrected | None = None
     awake: bool = True
-    failed: Deferred | None = None
-    misfit: Deferred | None = None
-    pending: Pending | None = None
-    unread: Deferred | None = None
 
     @property
     def cost(self) -> float:

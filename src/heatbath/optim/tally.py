@@ -32,7 +32,6 @@ class Tally:
         self._kernels: dict[Kernel, float] = {}
         self._jobs: dict[Job, float] = {}
         self.refreshes = 0
-        self.kept = 0
         self.passes: dict[Pass, int] = {}
         self.notes: dict[str, Any] = {}  # Any: what the solver last reported
         self._device: dict[str, Tensor] = {}
@@ -61,10 +60,6 @@ class Tally:
         self._count("prepare", codes)
         if clipped is not None:
             self._accumulate("notes.prepare.clipped", clipped.float())
-
-    def add_check(self, kept: int) -> None:
-        """Count members of a stack whose old inverse was found to fit."""
-        self.kept += kept
 
     def add_solve(self, solution: Solution) -> None:
         """Count one solved stack."""
@@ -99,8 +94,6 @@ class Tally:
         sums = {name: value.detach().cpu() for name, value in self._device.items()}
         steps = float(sums.get("steps", torch.tensor(0.0)))
         result: dict[str, float | str] = {"refreshes": self.refreshes}
-        if self.kept:
-            result["kept_inverses"] = self.kept
         result.update({f"passes.{kind.name.lower()}": float(count) for kind, count in self.passes.items()})
         for kind in ("prepare", "solve"):
             if kind in sums:
@@ -120,7 +113,6 @@ class Tally:
         return {
             "work": self.work.to_json(),
             "refreshes": self.refreshes,
-            "kept": self.kept,
             "passes": {kind.name: count for kind, count in self.passes.items()},
             "device": dict(self._device),
         }
@@ -129,5 +121,5 @@ class Tally:
         """From a checkpoint."""
         work = Work.from_json(plain["work"])
         self._kernels, self._jobs = dict(work.kernels), dict(work.jobs)
-        self.refreshes, self.kept, self._device = plain["refreshes"], plain.get("kept", 0), dict(plain["device"])
+        self.refreshes, self._device = plain["refreshes"], dict(plain["device"])
         self.passes = {Pass[name]: count for name, count in plain.get("passes", {}).items()}

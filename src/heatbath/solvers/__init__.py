@@ -12,7 +12,6 @@ from heatbath.solvers.conjugate_gradient import ConjugateGradient as ConjugateGr
 from heatbath.solvers.crossbar import Crossbar as Crossbar
 from heatbath.solvers.eigen import Eigen as Eigen
 from heatbath.solvers.factorwise import Factorwise as Factorwise
-from heatbath.solvers.fit import misfit as misfit
 from heatbath.solvers.full import Full as Full
 from heatbath.solvers.guarded import Guarded as Guarded
 from heatbath.solvers.held import clips_of as clips_of
@@ -29,4 +28,3 @@ from heatbath.solvers.thermodynamic import ThermodynamicInverse as Thermodynamic
 from heatbath.solvers.thermodynamic import ThermodynamicSolve as ThermodynamicSolve
 from heatbath.solvers.thermodynamic import UnitVectors as UnitVectors
 from heatbath.solvers.thermodynamic import default_schedule as default_schedule
-from heatbath.solvers.warm import WarmStarted as WarmStarted

@@ -38,7 +38,7 @@ class NewtonSchulz(Solver[Inverse]):
 
     Prefer it on accelerators, whose products are fast, and for refreshes so frequent that the last inverse is close: then three
     to four warm steps do. Members that have to start cold at a warm refresh need as many steps as at the first one: `Guarded`
-    catches those that do not get there, `WarmStarted` hands them to Cholesky.
+    catches those that do not get there.
 
     Args:
         steps: at a cold start.

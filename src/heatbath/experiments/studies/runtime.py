@@ -43,7 +43,7 @@ from heatbath.work import Work
 
 FORMAT = 2
 FLUCTUATION_ERROR = 0.1  # relative error of an inverse that is read from fluctuations
-WARM_STEPS = 4  # of Newton–Schulz from the last inverse, as `WarmStarted` makes them
+WARM_STEPS = 4  # of Newton–Schulz from the last inverse
 
 Watch = Callable[[str, bool], None]
 

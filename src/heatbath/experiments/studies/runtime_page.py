@@ -325,7 +325,7 @@ def _setting(study: Runtime, counted: Sequence[Counted]) -> list[str]:
         "priced as if they were one stack, which favours the digital side; “in bf16” prices all of them in bf16."
     )
     lines.append(
-        f"Newton–Schulz takes {WARM_STEPS} steps from the last inverse ({2 * WARM_STEPS + 1} products), as `WarmStarted` does. "
+        f"Newton–Schulz takes {WARM_STEPS} steps from the last inverse ({2 * WARM_STEPS + 1} products). "
         "That is enough where a refresh finds the factors near those of the last one, and not always: what has not converged "
         "is handed to Cholesky, which is not priced here. In bf16 it converges for condition numbers well below 256 only."
     )
