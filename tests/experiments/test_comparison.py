@@ -11,6 +11,7 @@ from torch import nn
 from heatbath.costs import Bill, h100, price
 from heatbath.experiments import Record, RunFiles, RunOptions, Target
 from heatbath.experiments.comparison import (
+    code_line,
     compare,
     comparison_table,
     data_lines,
@@ -116,6 +117,12 @@ def test_only_runs_with_one_target_are_compared(records: list[Record]) -> None:
 
 def test_the_data_really_used_are_said_once(records: list[Record]) -> None:
     assert data_lines(records) == ["blobs: 96 training and 30 test examples (made here)"]
+
+
+def test_the_commits_of_runs_are_said_once() -> None:
+    runs = [hand.record(seed, UNEVEN, versions={"commit": commit}) for seed, commit in enumerate("aba")]
+    assert code_line(runs) == "Code of the runs: commit a, b."
+    assert code_line([hand.record(1, UNEVEN, versions={})]) == "Code of the runs: commit unknown."
 
 
 def test_ctrl_c_stops_the_comparison_and_keeps_what_there_is(tmp_path: Path) -> None:

@@ -268,3 +268,9 @@ def data_lines(records: Sequence[Record]) -> list[str]:
         for d in (record.header["dataset"] for record in records)
     )
     return list(lines)
+
+
+def code_line(records: Sequence[Record]) -> str:
+    """Of which commits the code was that made runs, as a sentence; "unknown" also for records older than that line."""
+    commits = dict.fromkeys(str(record.header.get("versions", {}).get("commit", "unknown")) for record in records)
+    return f"Code of the runs: commit {', '.join(commits)}."

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from heatbath.experiments.comparison import data_lines
+from heatbath.experiments.comparison import code_line, data_lines
 from heatbath.experiments.csv_text import table_csv
 from heatbath.experiments.optimizers import CURVED
 from heatbath.experiments.plots import COLOURS, style
@@ -153,6 +153,7 @@ def _setting(study: BatchSize, found: Sequence[Scaling]) -> list[str]:
     goal = found[0].target
     return [
         *data_lines(runs),
+        code_line(runs),
         f"Target: {goal.describe()}, {_often(study.setting.eval_every)}; a run ends when it is there, at most "
         f"{study.setting.steps} steps. Steps are counted to the first measurement at the target, so that few steps are rough.",
         f"Tuning: {study.trials} trials for every optimizer at every batch size, seed 0, trained on nine tenths of the "

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from heatbath.costs import Bill
-from heatbath.experiments.comparison import data_lines, predict_mean, seconds_text
+from heatbath.experiments.comparison import code_line, data_lines, predict_mean, seconds_text
 from heatbath.experiments.groups import steps_text
 from heatbath.experiments.plots import Axis, band_csv, band_curves
 from heatbath.experiments.records import Record
@@ -209,7 +209,8 @@ def _setting(study: Convergence, outcomes: Sequence[Outcome]) -> list[str]:
     digital = next(outcome for outcome in outcomes if outcome.tuned.choice.optimizer == study.contender and not outcome.analog)
     analog = [outcome for outcome in outcomes if outcome.analog]
     judged = baseline.runs[0].target.metric.removeprefix("test ")
-    lines = [f"Data: {line}." for line in data_lines([run for outcome in outcomes for run in outcome.runs])]
+    runs = [run for outcome in outcomes for run in outcome.runs]
+    lines = [*(f"Data: {line}." for line in data_lines(runs)), code_line(runs)]
     lines.append(
         f"Tuning: trials of {study.steps} steps with seed 0, trained on nine tenths of the training examples and measured on "
         f"the rest; the test split is not looked at. Rule: {RULE.format(metric=judged)}."

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from heatbath.experiments.choice import TITLES
-from heatbath.experiments.comparison import data_lines
+from heatbath.experiments.comparison import code_line, data_lines
 from heatbath.experiments.optimizers import machine_spec
 from heatbath.experiments.studies.grid import DRIFT, DRIFT_SPREAD, SWEEPS
 from heatbath.experiments.studies.page import Page, Table
@@ -166,6 +166,7 @@ def _setting(study: Quantization, findings: Findings) -> list[str]:
     adam, sgd, digital, huge = findings.tuning
     spec = machine_spec(study.machine, None)
     lines = data_lines([run for point in findings.points[:3] for run in point.runs])
+    lines.append(code_line([run for point in findings.points for run in point.runs]))
     lines.append(
         f"Tuning: trials of {study.setting.steps} steps with {_count(study.search_seeds)}, on nine tenths of the "
         f"training examples, by the training loss at the end; compass search on one lattice for all. {adam.title} "
