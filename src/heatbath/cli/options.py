@@ -18,7 +18,7 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there 
 
 Machine = Annotated[str, typer.Option(metavar="NAME|FILE.toml", help="A preset, or a file.")]
 Bits = Annotated[int | None, typer.Option(help="Bits of all the machine's converters; by default its own.")]
-Serial = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Serial number of the machine: decides its mismatch.")]
+Serial = Annotated[int, typer.Option(max=LARGEST_SEED, help="Serial number of the machine: decides its mismatch.")]
 NoiseSeed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the machine's noise.")]
 
 Trials = Annotated[Path | None, typer.Option("--runs", help="Folder of the trials' records. Default runs/STUDY-RECIPE.")]
