@@ -144,6 +144,64 @@ def test_a_closure_and_an_evaluation_adapt_damping_by_the_ratio_of_reductions():
     assert optimizer.param_groups[0]["damping"].item() == pytest.approx(5e-4)
 
 
+@pytest.mark.parametrize("kind", ["mean", "sum", "sum of two passes"])
+def test_damping_adapts_alike_whatever_the_loss_divides_by(kind):
+    """λ after each step is that of a loop by hand on the mean loss, with dense truths."""
+    model, x, y = mlp(), noise(6, 4, seed=1), torch.tensor([0, 1, 2, 0, 1, 2])
+    l2, start, truth = 0.02, 0.1, []
+    damping = start
+
+    def mean(at: Tensor) -> Tensor:
+        pieces = at.split([p.numel() for p in model.parameters()])
+        named = zip(model.named_parameters(), pieces, strict=True)
+        values = {name: piece.view(p.shape) for (name, p), piece in named}
+        z = torch.func.functional_call(model, values, (x,))
+        return F.cross_entropy(z, y) + 0.5 * l2 * at.square().sum()
+
+    theta = flat(model)
+    for _ in range(4):
+        torch.nn.utils.vector_to_parameters(theta.clone(), model.parameters())
+        g = torch.autograd.functional.jacobian(mean, theta)
+        matrix = gauss_newton(model, x, lambda z: F.cross_entropy(z, y))
+        matrix = matrix + (damping + l2) * torch.eye(len(matrix), dtype=matrix.dtype)
+        v = torch.linalg.solve(matrix, g)
+        predicted = g @ v - 0.5 * (v @ matrix @ v)
+        ratio = (mean(theta) - mean(theta - v)) / predicted
+        theta = theta - v
+        damping *= 0.5 if ratio > 0.75 else 1.0 if ratio >= 0.25 else 2.0
+        truth.append(damping)
+    assert truth == pytest.approx([0.1, 0.05, 0.025, 0.05])  # kept, lowered twice, raised
+
+    model = mlp()
+    reduction = None if kind == "mean" else Reduction.SUM
+    policy = JointPolicy(adapt=LevenbergMarquardt(every=1, decay=0.5), reduction=reduction)
+    optimizer = NGD(
+        model,
+        [{"params": model.parameters(), "l2": l2}],
+        fisher=ExactFisher(Categorical()),
+        lr=1.0,
+        damping=start,
+        policy=policy,
+    )
+
+    def loss(outputs: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, y, reduction="mean" if kind == "mean" else "sum")
+
+    found = []
+    for _ in truth:
+        optimizer.zero_grad()
+        if kind == "sum of two passes":  # two passes are one batch
+            for part, target in zip(x.split(3), y.split(3), strict=True):
+                F.cross_entropy(optimizer.observe(model(part)), target, reduction="sum").backward()
+        else:
+            loss(optimizer.observe(model(x))).backward()
+        optimizer.step(evaluate=lambda: loss(model(x)))
+        found.append(float(optimizer.param_groups[0]["damping"]))
+    assert found == pytest.approx(truth)
+    close(flat(model), theta, rtol=1e-8)
+    assert optimizer.report()["passes.evaluate"] == 8
+
+
 def test_loss_and_damping_scale_together():
     """(cG + cλI)⁻¹cg = (G + λI)⁻¹g."""
     x, y, moved = noise(6, 4, seed=1), noise(6, 3, seed=2), []

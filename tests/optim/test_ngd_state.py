@@ -25,6 +25,7 @@ from tests.curvature.test_jacobian import close, mlp
 from tests.curvature.truth import fill
 from tests.laws import fresh, noise
 from tests.optim.joint_loops import flat, goes_on_bit_equal, steps
+from tests.optim.test_copying import COPIES
 
 # --- state -------------------------------------------------------------------------------------------------------------
 
@@ -40,10 +41,11 @@ def test_a_checkpoint_goes_on_bit_equal_and_work_goes_with_it():
     assert other.report() == optimizer.report()
 
 
-def test_a_copy_goes_on_alone():
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES.keys())
+def test_a_copy_goes_on_alone(copied):
     x, y, (model, optimizer, _) = noise(5, 4), noise(5, 3, seed=1), ready(momentum=0.9, damping=0.1)
     steps(model, optimizer, x, y)
-    other, twin = copy.deepcopy((model, optimizer))
+    other, twin = copied((model, optimizer))
     steps(model, optimizer, x, y, 2)
     kept = flat(model)
     steps(other, twin, x, y, 2)
@@ -73,6 +75,20 @@ def test_a_grad_scaler_changes_nothing(fisher):
         scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=scaled)
         scaler.scale(F.mse_loss(optimizer.observe(model(x)), y)).backward()
         scaler.step(optimizer)
+        moved.append(flat(model))
+    close(moved[1], moved[0])
+
+
+def test_a_scaler_that_is_named_is_known_where_it_does_not_call_the_step():
+    """The empirical Fisher is made of gradients at the outputs, which carry the scale."""
+    x, y, moved = noise(5, 4), noise(5, 3, seed=1), []
+    for scaled in (False, True):
+        model, optimizer, _ = ready(fisher=EmpiricalFisher(), damping=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=scaled)
+        optimizer.scaler = scaler
+        scaler.scale(F.mse_loss(optimizer.observe(model(x)), y)).backward()
+        scaler.unscale_(optimizer)
+        optimizer.step()
         moved.append(flat(model))
     close(moved[1], moved[0])
 
@@ -141,10 +157,18 @@ def test_options_out_of_range_are_refused(options):
         NGD(mlp(), fisher=ExactFisher(Gaussian()), **options)
 
 
-def test_groups_with_dampings_of_their_own_are_refused():
+@pytest.mark.parametrize("name", ["damping", "l2"])
+def test_groups_with_a_damping_or_penalty_of_their_own_are_refused(name):
     model = mlp()
-    with pytest.raises(ValueError, match="all parameters are solved for together, so groups cannot have dampings of their own"):
-        NGD(model, [{"params": model[0].parameters(), "damping": 1.0}], fisher=ExactFisher(Gaussian()))
+    with pytest.raises(ValueError, match=f"solved for together, so groups cannot have their own {name}: got"):
+        NGD(model, [{"params": model[0].parameters(), name: 1.0}], fisher=ExactFisher(Gaussian()))
+
+
+def test_a_parameter_of_another_model_is_refused():
+    optimizer = NGD(mlp(), fisher=ExactFisher(Gaussian()))
+    with pytest.raises(ValueError, match="a parameter that is not one of the model's"):
+        optimizer.add_param_group({"params": nn.Linear(2, 2).parameters()})
+    assert len(optimizer.param_groups) == 1
 
 
 def test_several_processes_are_refused(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -305,3 +306,15 @@ def test_a_delay_that_is_none_is_refused(delay):
 def test_the_policy_of_ngd_is_not_enough():
     with pytest.raises(TypeError, match="policy must be a TNGDPolicy, got JointPolicy"):
         make(policy=JointPolicy())
+
+
+def test_a_pickled_pair_goes_on_bit_equal():
+    """Voltages included; the machine draws from torch's global generator."""
+    model = mlp()
+    optimizer = TNGD(model, machine=EIGHT, fisher=EXACT, time=5 * TAU, damping=DAMPING)
+    steps(model, optimizer, *batch(), loss=F.cross_entropy)
+    other, twin = pickle.loads(pickle.dumps((model, optimizer)))
+    for m, opt in ((model, optimizer), (other, twin)):
+        torch.manual_seed(0)
+        steps(m, opt, *batch(), 2, loss=F.cross_entropy)
+    assert torch.equal(flat(other), flat(model))

@@ -24,9 +24,10 @@ from heatbath.optim.fallback import adam_step
 from heatbath.optim.heavy_ball import heavy_ball_step
 from heatbath.optim.joint_checkpoint import OWN, check, restore, save
 from heatbath.optim.joint_policy import JointPolicy, check_repeats
-from heatbath.optim.options import AdamW, check_generator, complete_group
+from heatbath.optim.options import AdamW, check_generator, complete_group, own_parameters
+from heatbath.optim.proposal import objective
 from heatbath.optim.scaling import loss_scale
-from heatbath.optim.tally import Tally
+from heatbath.optim.tally import Pass, Tally
 from heatbath.solvers import Full, SmallSide, Solution, Solver, usable
 
 
@@ -47,12 +48,17 @@ class JointNaturalGradient(CurvatureOptimizer):
         adam: pass the natural gradient to Adam's rule instead of heavy-ball momentum.
         generator: randomness of sampled Fishers and noisy solvers; its state is checkpointed.
 
+    Attributes:
+        scaler: the GradScaler that scales the loss, if any; needed only where something else than
+            `scaler.step` calls `step`.
+
     Raises:
         TypeError: a Fisher that has no vectors at the outputs.
-        ValueError: groups with different damping.
+        ValueError: groups with different damping or l2.
     """
 
     KEY, OWN = "joint", OWN
+    scaler: torch.amp.GradScaler | None = None
 
     def __init__(
         self,
@@ -69,8 +75,9 @@ class JointNaturalGradient(CurvatureOptimizer):
         if not isinstance(fisher, Fisher) or isinstance(fisher, InputOnly):
             raise TypeError(f"fisher must be ExactFisher, SampledFisher or EmpiricalFisher, got {type(fisher).__name__}")
         check_generator(generator, model)
+        self.model = model
         super().__init__(list(groups), defaults)
-        self.model, self.fisher, self.solver, self.policy = model, fisher, solver, policy
+        self.fisher, self.solver, self.policy = fisher, solver, policy
         self.adam, self.generator = adam, generator
         self.steps = 0
         self._tally = Tally()
@@ -80,17 +87,23 @@ class JointNaturalGradient(CurvatureOptimizer):
         weakref.finalize(self, InputCapture.detach, self.capture).atexit = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:  # Any: torch's own type
-        """Add parameters of the model; options left out are the defaults, λ is that of the other groups.
+        """Add parameters of the model; options left out are the defaults, λ and l2 those of the other groups.
 
         Raises:
-            ValueError: an option out of range, or another λ.
+            ValueError: an option out of range, another λ or l2, or a parameter that is not the
+                model's.
         """
+        param_group = {**param_group, "params": own_parameters(self.model, param_group)}
         group = complete_group(param_group, self.defaults, AdamW(0.0))
         if self.param_groups:
-            common = self.param_groups[0]["damping"]
-            if float(param_group.get("damping", common)) != float(common):
-                raise ValueError("all parameters are solved for together, so groups cannot have dampings of their own")
-            group["damping"] = common
+            for name in ("damping", "l2"):
+                common = self.param_groups[0][name]
+                if float(param_group.get(name, common)) != float(common):
+                    raise ValueError(
+                        "all parameters are solved for together, so groups cannot have their own "
+                        f"{name}: got {param_group[name]}, the others have {common}"
+                    )
+                group[name] = common
         super().add_param_group(group)
 
     @torch.compiler.disable
@@ -141,18 +154,22 @@ class JointNaturalGradient(CurvatureOptimizer):
         loss = loss_of(closure)
         if not self._ready():
             return loss
-        curvature, gradient = self._curvature(loss_scale(self).captured), self._gradient()
+        terms = self._terms()
+        curvature = self._curvature(terms, loss_scale(self, self.scaler).captured)
+        count = terms if self.policy.reduction is Reduction.SUM else torch.ones_like(terms)
+        gradient = self._gradient(count)
         natural, finite = self._solve(curvature, gradient)
         scale = self._trust(natural, gradient)
         self._tally.add_step(scale, finite)
         if adapt is not None and evaluate is not None and adapt.due(self.steps):
-            before, old = evaluate(), _flat(self._parameters())
+            before = objective(evaluate, self.param_groups, count)
+            old = _flat(self._parameters())
             self._move(self._split(natural * scale), finite)
             moved = old - _flat(self._parameters())
             predicted = gradient @ moved - 0.5 * (moved @ (curvature @ moved))
-            ratio = ((before - evaluate()) / predicted).to(gradient)
-            for group in self.param_groups:
-                group["damping"] = adapt(scalar(group["damping"], ratio), ratio)
+            reduction = before - objective(evaluate, self.param_groups, count)
+            adapt.renew(self.param_groups, (reduction / predicted).to(gradient))
+            self._tally.add_passes({Pass.EVALUATE: 2})
         else:
             self._move(self._split(natural * scale), finite)
         self.steps += 1
@@ -185,10 +202,18 @@ class JointNaturalGradient(CurvatureOptimizer):
                 self.state[p]  # a defaultdict
         return False
 
-    def _curvature(self, scale: Tensor | None) -> Gram:
-        """G + λI of what was observed; `scale` is what a GradScaler multiplied gradients at the outputs by."""
+    def _terms(self) -> Tensor:
+        """D of what was observed, 0-d."""
         like = _flat([self._seen[0].outputs])
-        terms = torch.stack([scalar(each.terms, like) for each in self._seen]).sum()
+        return torch.stack([scalar(each.terms, like) for each in self._seen]).sum()
+
+    def _curvature(self, terms: Tensor, scale: Tensor | None) -> Gram:
+        """G + λI of what was observed, with the curvature of an L2 penalty.
+
+        Args:
+            terms: D, 0-d.
+            scale: what a GradScaler multiplied gradients at the outputs by, 0-d.
+        """
         names = {id(p): name for name, p in self.model.named_parameters()}
         parameters = {names[id(p)]: p for p in self._parameters()}
         for each in self._seen:
@@ -198,10 +223,14 @@ class JointNaturalGradient(CurvatureOptimizer):
         root = JacobianRoot(self.model, parameters, passes, terms, self.capture, self.policy.output)
         if self.steps == 0:
             check_repeats(root)
-        return Gram(root, scalar(self.param_groups[0]["damping"], like))
+        first = self.param_groups[0]
+        return Gram(root, scalar(first["damping"] + first["l2"], terms))
 
-    def _gradient(self) -> Tensor:
-        """The gradient of the mean loss, `[n]`; zero where a parameter has none.
+    def _gradient(self, count: Tensor) -> Tensor:
+        """The gradient of the mean loss and its L2 penalty, `[n]`; zero where a parameter has none.
+
+        Args:
+            count: what a summed loss is divided by, 0-d.
 
         Raises:
             ValueError: a sparse one.
@@ -209,8 +238,8 @@ class JointNaturalGradient(CurvatureOptimizer):
         if any(p.grad is not None and p.grad.layout is not torch.strided for p in self._parameters()):
             raise ValueError("NGD and TNGD take no sparse gradients: build embeddings with sparse=False")
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters()]
-        flat = _flat(parts)
-        return flat / sum(each.terms for each in self._seen) if self.policy.reduction is Reduction.SUM else flat
+        flat, l2 = _flat(parts) / count, self.param_groups[0]["l2"]
+        return flat + l2 * _flat(self._parameters()) if l2 else flat
 
     def _solve(self, curvature: Gram, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """The natural gradient, and whether it may be used; 0 where not."""

@@ -14,6 +14,11 @@ from heatbath.optim.damping import LevenbergMarquardt
 from heatbath.optim.trust import Trust, Unclipped
 
 
+def whole_output(outputs: Tensor) -> Tensor:
+    """What the model returns, where that is the tensor given to `observe`."""
+    return outputs
+
+
 @dataclass(frozen=True)
 class JointPolicy:
     """Choices of `NGD` and `TNGD` that are neither solver nor learning rate.
@@ -28,7 +33,7 @@ class JointPolicy:
     trust: Trust = field(default_factory=Unclipped)
     adapt: LevenbergMarquardt | None = None
     reduction: Reduction | None = None
-    output: Callable[[Any], Tensor] = field(default=lambda outputs: outputs)  # Any: whatever a model returns
+    output: Callable[[Any], Tensor] = whole_output
 
 
 def check_repeats(root: JacobianRoot) -> None:

@@ -142,7 +142,11 @@ class Proposal:
         return _total(parts)
 
 
-def objective(evaluate: Callable[[], Tensor], groups: Sequence[dict[str, Any]], count: int) -> Tensor:  # Any: torch's own type
+def objective(
+    evaluate: Callable[[], Tensor],
+    groups: Sequence[dict[str, Any]],
+    count: int | Tensor,
+) -> Tensor:
     """The loss as a mean over examples, with the L2 penalties that gradients include, 0-d; `count` divides a summed loss."""
     value = torch.as_tensor(evaluate()).detach() / count
     for group in groups:
