@@ -14,8 +14,6 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
-from scipy.stats import t as student
-
 from heatbath.costs import Bill
 from heatbath.experiments.comparison import predict, predict_mean
 from heatbath.experiments.experiment import Target
@@ -125,6 +123,8 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
         return math.nan, math.nan
     if len(values) == 1:
         return values[0], math.nan
+    from scipy.stats import t as student
+
     quantile = float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
     return fmean(values), quantile * stdev(values) / math.sqrt(len(values))
 

@@ -13,18 +13,43 @@ The energy is that of the JAX library thrml, whose `IsingEBM` includes β and ke
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from heapq import heapify, heappop, heappush
+from itertools import count
 from types import MappingProxyType
 
-import networkx
 import torch
 from torch import Tensor
 
 from heatbath.machines.converters import quantize, uniform
 from heatbath.machines.ising import Ising
 from heatbath.work import Job, Work
+
+
+def greedy_colours(neighbours: Sequence[Sequence[int]]) -> list[int]:
+    """A colour for each node of a graph, none shared by neighbours: DSATUR (Brélaz 1979, doi 10.1145/359094.359101).
+
+    The next node is the one whose neighbours have most colours so far, then the one with most neighbours.
+
+    Args:
+        neighbours: of each node.
+    """
+    colours = [-1] * len(neighbours)
+    taken: list[set[int]] = [set() for _ in neighbours]
+    queue = [(0, -len(near), node) for node, near in enumerate(neighbours)]
+    heapify(queue)
+    while queue:
+        _, _, node = heappop(queue)
+        if colours[node] >= 0:  # an older entry of a node that is done
+            continue
+        colours[node] = next(c for c in count() if c not in taken[node])
+        for near in neighbours[node]:
+            if colours[near] < 0 and colours[node] not in taken[near]:
+                taken[near].add(colours[node])
+                heappush(queue, (-len(taken[near]), -len(neighbours[near]), near))
+    return colours
 
 
 class Order(Enum):
@@ -140,11 +165,8 @@ class PbitMachine:
         if self.spec.bits is not None:
             scale = torch.stack((model.couplings.abs().max(), model.biases.abs().max())).max().clamp_min(1e-300)
             model = Ising(*(quantize(v, self.spec.bits, scale)[0] for v in (model.couplings, model.biases)))
-        graph = networkx.Graph()
-        graph.add_nodes_from(range(n))
-        graph.add_edges_from(model.couplings.nonzero().tolist())
-        colour = networkx.greedy_color(graph, strategy="DSATUR")
-        colours = [[i for i in range(n) if colour[i] == c] for c in range(max(colour.values()) + 1)]
+        colour = greedy_colours([row.nonzero().flatten().tolist() for row in model.couplings.cpu()])
+        colours = [[i for i in range(n) if colour[i] == c] for c in range(max(colour) + 1)]
         device = model.couplings.device
         numbers = float((model.couplings != 0).sum()) + n
         job = Job(self.spec.name, n, upload_bits=numbers * (self.spec.bits or 32))

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from heatbath.curvature import Fisher, InputCapture, InputOnly, JacobianRoot, Passage, Reduction, Sighting, is_parallel, sight
 from heatbath.operators import Gram, scalar
@@ -106,7 +107,7 @@ class JointNaturalGradient(CurvatureOptimizer):
                 group[name] = common
         super().add_param_group(group)
 
-    @torch.compiler.disable
+    @_disable_dynamo  # as torch.compiler.disable, but imports Dynamo when first called
     def observe(self, outputs: Tensor, targets: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
         """Tell the optimizer what the loss is computed from: the line between forward and loss, once for each forward pass.
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from heatbath.curvature import Capture, Reduction, Sharing, Site, attach_hooks, is_parallel, norms, piece
 from heatbath.layers import Rows
@@ -180,7 +181,7 @@ class NaturalGradient(CurvatureOptimizer):
                     stack.sums.drop_block(place.index)
                 self._tally.add_work(stack.sums.add(place.index, block_rows, **options))
 
-    @torch.compiler.disable
+    @_disable_dynamo  # as torch.compiler.disable, but imports Dynamo when first called
     def observe(self, outputs: Tensor, targets: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
         """Let curvature see the outputs: the one line between forward and loss that sampled and exact Fishers need.
 

@@ -91,7 +91,7 @@ def _arrived(grad: Tensor, note: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("heatbath::watch", mutates_args=())
-def _watch(output: Tensor, args: list[Tensor], place: Tensor, token: int) -> tuple[Tensor, Tensor]:
+def _watch(output: Tensor, args: Sequence[Tensor], place: Tensor, token: int) -> tuple[Tensor, Tensor]:
     capture = CAPTURES.get(token)
     note = [int(place), token, 0 if capture is None else capture.passes]
     if capture is not None:
@@ -101,7 +101,7 @@ def _watch(output: Tensor, args: list[Tensor], place: Tensor, token: int) -> tup
 
 
 @torch.library.custom_op("heatbath::deliver", mutates_args=())
-def _deliver(grad: Tensor, args: list[Tensor], note: Tensor) -> Tensor:
+def _deliver(grad: Tensor, args: Sequence[Tensor], note: Tensor) -> Tensor:
     place, token, pass_number, training = note.tolist()
     capture = CAPTURES.get(token)
     if capture is not None:
@@ -126,12 +126,12 @@ def _(grad: Tensor, note: Tensor) -> Tensor:
 
 
 @_watch.register_fake
-def _(output: Tensor, args: list[Tensor], place: Tensor, token: int) -> tuple[Tensor, Tensor]:
+def _(output: Tensor, args: Sequence[Tensor], place: Tensor, token: int) -> tuple[Tensor, Tensor]:
     return torch.empty_like(output), torch.empty(4, dtype=torch.int64)
 
 
 @_deliver.register_fake
-def _(grad: Tensor, args: list[Tensor], note: Tensor) -> Tensor:
+def _(grad: Tensor, args: Sequence[Tensor], note: Tensor) -> Tensor:
     return torch.empty_like(grad)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from heatbath.curvature.capture import compiled
 from heatbath.curvature.capture.derivatives import Use, watch_tangents
@@ -81,7 +82,7 @@ def _note_outputs(capture: Capture, module: nn.Module, args: tuple[Any, ...], ou
     return None
 
 
-@torch.compiler.disable
+@_disable_dynamo  # as torch.compiler.disable, but imports Dynamo when first called
 def _hang_count(capture: Capture, output: Any) -> None:  # Any: as above
     """The eager way."""
     found = [x for x in _tensors(output) if x.requires_grad and not x.is_nested]
@@ -140,7 +141,7 @@ def _note_call(
     return None
 
 
-@torch.compiler.disable
+@_disable_dynamo  # as torch.compiler.disable, but imports Dynamo when first called
 def _hang(capture: Capture, site: Site, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:  # Any: as above
     """The eager way."""
     if not _is_as_found(site):

@@ -18,7 +18,6 @@ from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 
@@ -180,6 +179,8 @@ def loss_per_label(logits: Tensor, target: Tensor) -> Tensor:
 
 def average_precision(logits: Tensor, target: Tensor) -> Tensor:
     """Mean over tasks of scikit-learn's average precision, as OGB judges: labelled examples, tasks with both classes only."""
+    from sklearn.metrics import average_precision_score  # takes seconds to import
+
     scores = []
     for task in range(target.shape[1]):
         labelled = ~target[:, task].isnan()
