@@ -32,5 +32,5 @@ def floors(
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             save_figure(floors_figure(rows), out)
-            out.with_suffix(".csv").write_text(floors_csv(rows))
+            out.with_suffix(".csv").write_text(floors_csv(rows), encoding="utf-8")
             terminal.print(f"figure: {out}, data: {out.with_suffix('.csv')}", highlight=False, soft_wrap=True)

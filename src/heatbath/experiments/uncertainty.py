@@ -190,4 +190,4 @@ def write_measured(path: Path, rows: Sequence[Measured], posterior: Laplace, *, 
         "angles": ANGLES,
         "predictions": [asdict(row) for row in rows],
     }
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -96,7 +96,7 @@ def _diabetes(why: str) -> Dataset:
 
 def _read(path: Path) -> Tensor:
     try:
-        with gzip.open(path, "rt") as file:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
             return torch.tensor(np.loadtxt(file, delimiter=",", ndmin=2), dtype=torch.float64)
     except (EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}): replace it, or remove it to have it downloaded") from error
