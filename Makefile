@@ -4,9 +4,13 @@ VENV   := .venv
 PYTHON := $(VENV)/bin/python
 STAMP  := $(VENV)/.heatbath
 ARGS   ?=
+OLDEST := .venv-oldest
+OLDEST_TORCH := 2.6.0
+OLDEST_ARGS  ?=
+REFERENCES := tests/references.txt
 ROOMS  := layers curvature optim solvers operators
 
-.PHONY: demo test quick coverage check format setup clean
+.PHONY: demo test test-oldest quick coverage check format setup clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)  ## train one network three ways and compare
@@ -14,6 +18,14 @@ demo: $(STAMP)  ## train one network three ways and compare
 
 test: $(STAMP)  ## every test, on two cores
 	$(PYTHON) -m pytest -n 2 $(ARGS)
+
+# On Linux a registry's torch may bring gigabytes of CUDA: OLDEST_ARGS takes pip's options, such as an index of CPU builds.
+test-oldest:  ## the quick tests of layers, curvature and optimizers with the oldest torch that pyproject.toml allows
+	[ -x $(OLDEST)/bin/python ] || python3 -m venv $(OLDEST)
+	$(OLDEST)/bin/python -c 'import torch, sys; sys.exit(torch.__version__.split("+")[0] != "$(OLDEST_TORCH)")' 2>/dev/null \
+	  || $(OLDEST)/bin/python -m pip install --quiet torch==$(OLDEST_TORCH) $(OLDEST_ARGS)
+	$(OLDEST)/bin/python -m pip install --quiet -e '.[dev]'
+	$(OLDEST)/bin/python -m pytest -m "not slow" tests/layers tests/curvature tests/optim $(ARGS)
 
 quick: $(STAMP)  ## every test but the slow ones
 	$(PYTHON) -m pytest -n 2 -m "not slow" $(ARGS)
@@ -37,10 +49,10 @@ format: $(STAMP)  ## mend what can be mended
 setup: $(STAMP)  ## the environment alone
 
 clean:  ## the environment and the caches away
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(OLDEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 # An environment that is there already is kept, and so is a torch in it that is new enough.
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml $(REFERENCES)
 	@if [ -x $(PYTHON) ]; then echo "using the environment in $(VENV)"; \
 	elif command -v uv >/dev/null 2>&1; then uv venv --python '>=3.11' $(VENV); \
 	else \
@@ -56,6 +68,8 @@ $(STAMP): pyproject.toml
 	fi
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "the environment in $(VENV) has $$($(PYTHON) --version); heatbath needs Python 3.11 or newer: rm -r $(VENV)" >&2; exit 1; }
-	@if command -v uv >/dev/null 2>&1; then uv pip install --quiet --python $(PYTHON) -e '.[dev]'; \
-	else $(PYTHON) -m pip install --quiet -e '.[dev]'; fi
+	@if command -v uv >/dev/null 2>&1; then uv pip install --quiet --python $(PYTHON) -e '.[dev]' \
+	    && uv pip install --quiet --python $(PYTHON) --no-deps -r $(REFERENCES); \
+	else $(PYTHON) -m pip install --quiet -e '.[dev]' \
+	    && $(PYTHON) -m pip install --quiet --no-deps -r $(REFERENCES); fi
 	@touch $(STAMP)

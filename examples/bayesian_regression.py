@@ -10,6 +10,7 @@ errors of both sides, by the library arviz-stats.
 
 import argparse
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -113,6 +114,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bayesian-regression"))
     parser.add_argument("--reads", type=int, default=80, help="of each of 50 chains")
     options = parser.parse_args()
+    if find_spec("arviz_stats") is None:
+        raise SystemExit("bayesian_regression.py judges samples by arviz-stats: pip install 'heatbath[studies]'")
     options.out.mkdir(parents=True, exist_ok=True)
     rows, scores = concrete(options.reads)
     table = Table(*rows[0], title="concrete, linear regression, exact posterior as judge")

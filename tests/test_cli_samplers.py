@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import osqp
 import pytest
 import torch
 from scipy import sparse
@@ -76,6 +75,7 @@ def test_sample_knows_its_times_and_takes_no_potential(files: Path) -> None:
 
 
 def by_osqp() -> np.ndarray:
+    osqp = pytest.importorskip("osqp")
     solver = osqp.OSQP()
     solver.setup(
         *(sparse.csc_matrix(CONE), np.array([1.0, -1.0]), sparse.eye(2, format="csc"), np.full(2, -np.inf), np.full(2, 0.2)),

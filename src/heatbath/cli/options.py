@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from heatbath.cli.terminal import WRONG_USE, complain
+
 OPTIMIZERS = "sgd, adam, adamw, nadamw, muon, kfac, kfac-quadratic, ngd, tngd, soap or singd"
 
 LARGEST_SEED = 2**62  # torch takes 64 bits, and some seeds are one or two above that of the run
 
-Recipe = Annotated[str, typer.Argument(help="What to train; see `heatbath recipes`.")]
+RECIPES = (  # their names alone: a mistyped one is answered before torch is imported, which takes seconds
+    "digits-mlp",
+    "digits-cnn",
+    "digits-small",
+    "mnist-autoencoder",
+    "curves-autoencoder",
+    "faces-autoencoder",
+    "cifar-cnn",
+    "cifar-vit",
+    "char-gpt",
+    "char-lstm",
+    "molecules-gnn",
+    "cora-gcn",
+    "vit-s16-imagenet",
+    "ogbg-gnn",
+)
+
+
+def _known_recipe(name: str) -> str:
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}? " if near else ""
+        complain(f"there is no recipe {name!r}; {hint}known: {', '.join(RECIPES)}")
+        raise typer.Exit(WRONG_USE)
+    return name
+
+
+Recipe = Annotated[str, typer.Argument(help="What to train; see `heatbath recipes`.", callback=_known_recipe)]
 RunSteps = Annotated[int | None, typer.Option(help="Updates in all; by default the recipe's.")]
 RunSeed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the start, the batches and the machine's noise.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -64,6 +65,8 @@ def sample(
         terminal.print(text_table(HEAD, rows[:SHOWN], title=title))
         if len(rows) > SHOWN:
             terminal.print(f"… and {len(rows) - SHOWN} more coordinates", style="dim")
+        if find_spec("arviz_stats") is None:
+            terminal.print("effective samples, R-hat, errors: need arviz-stats, pip install 'heatbath[studies]'", markup=False)
         clips = ", ".join(f"{name} {count}" for name, count in draws.notes.items() if name != "tier")
         terminal.print(f"clipped: {clips}", highlight=False)
         terminal.print(bill_table(price(draws.work, digital=h100(), machines={emulated.spec.name: emulated.spec})))

@@ -1,4 +1,4 @@
-"""How far samples can be trusted, by the library arviz-stats (`pip install arviz-stats`)."""
+"""How far samples can be trusted, by the library arviz-stats (extra `studies`)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def diagnose(values: Tensor) -> Diagnostics:
     try:
         array_stats: Any = import_module("arviz_stats.base").array_stats  # Any: an optional library
     except ImportError as error:
-        raise ImportError("diagnostics need the package arviz-stats: pip install arviz-stats") from error
+        raise ImportError("diagnostics need the package arviz-stats: pip install 'heatbath[studies]'") from error
     array = values.detach().cpu().double().numpy()
     axes = {"chain_axis": 1, "draw_axis": 0}
     columns = (array_stats.ess(array, **axes), array_stats.rhat(array, **axes), array_stats.mcse(array, **axes))
