@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heatbath.optim import KFAC, KLClip, Policy
+from heatbath.optim import KFAC, Policy
 from tests.laws import Scale
 
 
@@ -81,7 +81,7 @@ def test_a_layer_that_is_never_called_is_under_adamw_once_that_is_known():
 def test_state_bytes_are_those_of_every_tensor_held():
     """One Linear(3, 2) in float32: averages, inverses and momentum, and the sums where they are held."""
     net = nn.Linear(3, 2)
-    optimizer = KFAC(net, policy=Policy(trust=KLClip()))
+    optimizer = KFAC(net)
     before = optimizer.coverage().state_bytes
     F.cross_entropy(net(torch.ones(4, 3)), torch.zeros(4).long()).backward()
     optimizer.step()
@@ -93,7 +93,7 @@ def test_state_bytes_are_those_of_every_tensor_held():
 def test_state_is_one_factor_one_inverse_and_momentum_and_it_says_so():
     """After a step that captured and refreshed: no captured sums, no second copy; n² numbers for each factor and inverse."""
     net = nn.Sequential(nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 20), nn.Linear(20, 5))
-    optimizer = KFAC(net, policy=Policy(1, 1, 0, trust=KLClip()))
+    optimizer = KFAC(net, policy=Policy(1, 1, 0))
     for _ in range(2):
         optimizer.zero_grad()
         F.cross_entropy(net(torch.ones(4, 30)), torch.zeros(4).long()).backward()

@@ -271,13 +271,13 @@ def test_a_nan_in_one_gradient_stops_the_whole_step():
     model, optimizer, x = ready(momentum=0.9, weight_decay=0.1)
     optimizer.observe(model(x)).square().mean().backward()
     optimizer.step()
-    before, held = flat(model), [s["momentum"].clone() for s in optimizer.state.values()]
+    before, held = flat(model), [s["momentum_buffer"].clone() for s in optimizer.state.values()]
     optimizer.zero_grad()
     optimizer.observe(model(x)).square().mean().backward()
     model[0].weight.grad[0, 0] = torch.nan
     optimizer.step()
     assert torch.equal(flat(model), before)
-    assert all(torch.equal(s["momentum"], h) for s, h in zip(optimizer.state.values(), held, strict=True))
+    assert all(torch.equal(s["momentum_buffer"], h) for s, h in zip(optimizer.state.values(), held, strict=True))
     assert optimizer.report()["skipped_steps"] == 1
 
 

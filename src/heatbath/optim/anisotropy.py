@@ -146,7 +146,7 @@ def _moments(
 def _cosine(optimizer: NaturalGradient, generator: torch.Generator | None) -> float | None:
     """Between natural gradient and gradient, over all blocks."""
     layout = optimizer.layout
-    grads = layout.packing.gather([0.0] * len(optimizer.param_groups), layout.absent)
+    grads = layout.packing.gather({p: p.grad for p in layout.treated if p.grad is not None})
     if not grads:
         return None
     product, natural, plain = 0.0, 0.0, 0.0

@@ -10,13 +10,14 @@ depends on the past (counters, tallies) is one text in JSON, and the rest has th
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from heatbath.curvature import SquareSums
+from heatbath.curvature import SquareSums, share
 from heatbath.operators import (
     BlockDiagonal,
     Dense,
@@ -31,8 +32,8 @@ from heatbath.operators import (
     unpack,
 )
 from heatbath.optim.corrected import correct
-from heatbath.optim.fallback import start_state
 from heatbath.optim.recut import recut, same_blocks
+from heatbath.optim.updates import start_state
 from heatbath.solvers import Inverse, Solver
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def restore(optimizer: NaturalGradient, plain: dict[str, Any]) -> None:  # Any: 
     optimizer.steps = past["steps"]
     optimizer._timetable.load_plain(past)
     optimizer.layout.ready = set(past["ready"])
+    _restore_momentum(optimizer, plain["stacks"])
     ages = zip(past["ages"], past["square_ages"], strict=True)
     for stack, saved, (age, square_age) in zip(optimizer.stacks, plain["stacks"], ages, strict=True):
         _restore_stack(stack, saved)
@@ -82,6 +84,18 @@ def restore(optimizer: NaturalGradient, plain: dict[str, Any]) -> None:  # Any: 
         optimizer.generator.set_state(plain["generator"].cpu())
     optimizer._forget()
     optimizer.layout.settle()
+
+
+def _restore_momentum(optimizer: NaturalGradient, stacks: Sequence[dict[str, Any]]) -> None:  # Any: plain Python and tensors
+    """Momentum of version 0.1, which kept it by stack; later ones keep it in torch's own state."""
+    old = {
+        i: optimizer.stacks[i].empty().copy_(saved["momentum"])
+        for i, saved in enumerate(stacks)
+        if saved.get("momentum") is not None
+    }
+    parameters = [p for site in optimizer.sites for p in site.parameters().values()]
+    for p, value in optimizer.layout.packing.scatter(old, parameters).items():
+        optimizer.state[p]["momentum_buffer"] = share(value.to(p.dtype, copy=True), p)
 
 
 def enter(optimizer: NaturalGradient) -> None:
@@ -106,16 +120,13 @@ def rehearse(optimizer: NaturalGradient) -> None:
             curvature = correct(stack, rotate=True)[0] if optimizer.policy.corrected else stack.mean
             operator = optimizer.damping(curvature, torch.ones_like(stack.boost))
             stack.state, _ = optimizer.solver.prepare(operator, generator=generator)
-            own = optimizer.param_groups[stack.group]["momentum"] and not optimizer.policy.scale_free
-            if own or optimizer.policy.quadratic is not None:
-                stack.momentum = stack.empty().zero_()
     if generator is not None and before is not None:
         generator.set_state(before)
     for params in optimizer.layout.fallback:
         start_state(params, optimizer.state)
-    if optimizer.policy.scale_free:
-        treated = {id(p) for site in optimizer.sites for p in site.parameters().values()}
-        for group in (group for group in optimizer.param_groups if group["momentum"]):
+    treated = {id(p) for site in optimizer.sites for p in site.parameters().values()}
+    for group in optimizer.param_groups:
+        if group["momentum"] or optimizer.policy.quadratic is not None:
             for p in (p for p in group["params"] if id(p) in treated):
                 optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     enter(optimizer)
@@ -207,7 +218,6 @@ def _save_stack(stack: Stack) -> dict[str, Any]:  # Any: plain Python and tensor
         "mean": to_plain(pack(stack.mean)),
         "corrected": to_plain(stack.corrected),
         "state": to_plain(exchange(stack.state, _pack_inverse)),
-        "momentum": None if stack.momentum is None else stack.momentum.contiguous(),
     }
 
 
@@ -235,4 +245,3 @@ def _restore_stack(stack: Stack, saved: dict[str, Any]) -> None:  # Any: plain P
     stack.corrected = map_tensors(move, from_plain(saved["corrected"]))
     stack.sums.squares = None if stack.corrected is None else SquareSums.zeros(stack.corrected)
     stack.state = map_tensors(move, unpack(from_plain(saved["state"])))
-    stack.momentum = None if saved["momentum"] is None else stack.empty().copy_(saved["momentum"])

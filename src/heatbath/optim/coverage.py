@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from heatbath.curvature import piece
 from heatbath.operators import map_tensors
 from heatbath.optim.layout import Layout
 from heatbath.optim.stacks import Stack
@@ -63,8 +64,8 @@ class Coverage:
         return "\n".join(lines)
 
 
-def describe(layout: Layout, model: nn.Module) -> Coverage:
-    """Make the table for an optimizer, from its layout and its model."""
+def describe(layout: Layout, model: nn.Module, state: Mapping[Any, Any]) -> Coverage:  # Any: torch's own type
+    """Make the table for an optimizer, from its layout, its model and its per-parameter state."""
     names = {id(p): name for name, p in model.named_parameters()}
     users: dict[int, list[tuple[str, str]]] = {}  # of each parameter: names and kinds of modules
     for name, module in model.named_modules():
@@ -85,7 +86,7 @@ def describe(layout: Layout, model: nn.Module) -> Coverage:
     for name, p in model.named_parameters():
         if id(p) not in known:
             rows.append(Covered(name, kinds[id(p)], "untrained" if p.requires_grad else "frozen", p.numel()))
-    return Coverage(tuple(rows), _held(layout.stacks))
+    return Coverage(tuple(rows), _held(layout.stacks, state))
 
 
 def _shape(stack: Stack, places: int) -> str:
@@ -96,12 +97,12 @@ def _shape(stack: Stack, places: int) -> str:
     return f"{places}×" * (places > 1) + f"{out}×{inputs}" + f" ({cut})" * bool(cut)
 
 
-def _held(stacks: Sequence[Stack]) -> dict[str, int]:
+def _held(stacks: Sequence[Stack], state: Mapping[Any, Any]) -> dict[str, int]:  # Any: as above
     """Bytes of what stacks hold, by kind."""
     return {
         "factors": sum(_bytes((stack.mean, stack.corrected)) for stack in stacks),
         "solver": sum(_bytes(stack.state) for stack in stacks),
-        "momentum": sum(_bytes(stack.momentum) for stack in stacks),
+        "momentum": sum(_bytes(piece(own["momentum_buffer"])) for own in state.values() if "momentum_buffer" in own),
         "captured": sum(_bytes((stack.sums.left, stack.sums.right)) for stack in stacks),
     }
 

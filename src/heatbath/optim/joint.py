@@ -21,14 +21,13 @@ from heatbath.curvature import Fisher, InputCapture, InputOnly, JacobianRoot, Pa
 from heatbath.operators import Gram, scalar
 from heatbath.optim.base import CurvatureOptimizer, loss_of
 from heatbath.optim.coverage import Coverage, Covered
-from heatbath.optim.fallback import adam_step
-from heatbath.optim.heavy_ball import heavy_ball_step
+from heatbath.optim.direction import objective
 from heatbath.optim.joint_checkpoint import OWN, check, restore, save
 from heatbath.optim.joint_policy import JointPolicy, check_repeats
 from heatbath.optim.options import AdamW, check_generator, complete_group, own_parameters
-from heatbath.optim.proposal import objective
 from heatbath.optim.scaling import loss_scale
 from heatbath.optim.tally import Pass, Tally
+from heatbath.optim.updates import adam_step, apply_momentum, apply_update
 from heatbath.solvers import Full, SmallSide, Solution, Solver, usable
 
 
@@ -281,7 +280,8 @@ class JointNaturalGradient(CurvatureOptimizer):
             if self.adam:
                 adam_step(parameters, directions, self.state, group, finite, lr=group["lr"])
             else:
-                heavy_ball_step(parameters, directions, self.state, group, finite)
+                own = dict(zip(parameters, directions, strict=True))
+                apply_update(apply_momentum(own, self.state, group["momentum"], finite), group, finite)
 
     def _split(self, flat: Tensor) -> list[Tensor]:
         """A vector as views shaped like the parameters."""

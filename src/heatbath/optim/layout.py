@@ -32,8 +32,7 @@ class Layout:
     def __init__(self, sites: Sequence[Site], stacks: Sequence[Stack], groups: Groups, sharing: Mapping[Site, Sharing]) -> None:
         self.sites, self.stacks, self.sharing = list(sites), list(stacks), sharing
         self.ready: set[str] = set()  # names of sites whose solver state rests on data
-        group_of = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
-        self.packing = Packing(self.sites, self.stacks, find_places(self.stacks), group_of)
+        self.packing = Packing(self.sites, self.stacks, find_places(self.stacks))
         self.uncalled: set[str] = set()  # names of sites that have gradients, but through no call of their module
         self.index(groups)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,20 +25,19 @@ from heatbath.optim.base import CurvatureOptimizer, loss_of
 from heatbath.optim.checkpoint import OWN, check_layout, enter, rehearse, restore, save
 from heatbath.optim.coverage import Coverage, describe
 from heatbath.optim.damping import Damping, RelativeDamping
-from heatbath.optim.fallback import fallback_step
-from heatbath.optim.heavy_ball import average_gradients
+from heatbath.optim.direction import Direction, objective
 from heatbath.optim.layout import Layout
 from heatbath.optim.observing import Seen, nothing_captured, passed_terms, summed_terms, turned_round
 from heatbath.optim.options import at_rest, check_generator, complete_group, own_parameters
 from heatbath.optim.packing import strided
 from heatbath.optim.policy import Policy
-from heatbath.optim.proposal import Proposal, move, objective
 from heatbath.optim.refresh import Refresher, update_averages
 from heatbath.optim.scaling import LossScale, loss_scale
 from heatbath.optim.schedule import Timetable
 from heatbath.optim.stacks import Stack
 from heatbath.optim.tally import Pass, Tally
 from heatbath.optim.trust import MatchedRMS
+from heatbath.optim.updates import apply_momentum, apply_update, fallback_step, like_parameters
 from heatbath.solvers import Eigen, Solver, usable
 
 
@@ -359,88 +358,102 @@ class NaturalGradient(CurvatureOptimizer):
         self._warn_once(complaint)
         return count
 
-    def propose(self) -> Proposal:
-        """Gradients, natural gradients and what they predict, stack by stack."""
-        count = self._count()
-        grads = self.layout.packing.gather([count * group["l2"] for group in self.param_groups], self.layout.absent)
-        grads = {i: grad / count if count > 1 else grad for i, grad in grads.items()}
-        natural, trusted = self._solve(grads)
-        rest = [p.grad for params in (*self.layout.fallback, *self.layout.strays) for p in params if p.grad is not None]
-        return Proposal.of(self.stacks, self.param_groups, grads, natural, trusted=trusted, rest=rest)
+    def gradients(self) -> tuple[dict[Tensor, Tensor], Tensor]:
+        """Gradients of the mean loss with the L2 penalty, of the parameters with curvature.
 
-    def _solve(self, grads: Mapping[int, Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        """Natural gradients `[L, O, I]` by index of the stack, and which members may be used, bool `[L]`."""
-        natural, trusted = {}, {}
-        for i, grad in grads.items():
+        Returns:
+            Gradients by parameter, and whether those of all parameters are finite, a 0-d bool.
+        """
+        count, treated = self._count(), set(self.layout.treated)
+        every = {p: strided(p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None}
+        finite = torch.isfinite(torch.stack([n.float() for n in norms(list(every.values()))])).all()
+        found = {}
+        for group in self.param_groups:
+            own = {p: every[p] for p in group["params"] if p in every and p in treated}
+            if own and (count > 1 or group["l2"]):
+                values = torch._foreach_div(list(own.values()), count)
+                torch._foreach_add_(values, list(own), alpha=group["l2"])
+                own = dict(zip(own, values, strict=True))
+            found.update(own)
+        return found, finite
+
+    def momentum(
+        self,
+        values: Mapping[Tensor, Tensor],
+        finite: Tensor,
+        *,
+        coefficient: Tensor | None = None,
+        nesterov: bool = False,
+    ) -> dict[Tensor, Tensor]:
+        """Momentum of gradients or of natural gradients; `coefficient` is used in place of the groups'."""
+        found = {}
+        for group in self.param_groups:
+            own = {p: values[p] for p in group["params"] if p in values}
+            mu = group["momentum"] if coefficient is None else coefficient
+            found.update(apply_momentum(own, self.state, mu, finite, nesterov=nesterov))
+        return found
+
+    def solve(self, gradients: Mapping[Tensor, Tensor], finite: Tensor) -> Direction:
+        """Natural gradients; zero for members that no solver could solve.
+
+        Passes over `[L, O, I]` are chosen for what they take: `where` costs five times what `nan_to_num` and a product do.
+
+        Args:
+            gradients: by parameter.
+            finite: 0-d bool; where false, nothing may move.
+        """
+        packed, natural, products = self.layout.packing.gather(gradients), {}, []
+        for i, gradient in packed.items():
             stack = self.stacks[i]
-            solution = self.solver.solve(stack.state, grad, generator=self.generator)
+            solution = self.solver.solve(stack.state, gradient, generator=self.generator)
             self._tally.add_solve(solution)
             if solution.state is not None:
                 stack.state = solution.state
-            natural[i], trusted[i] = solution.value, usable(solution.outcome)
-        return natural, trusted
-
-    def directions(self, rule: MatchedRMS) -> tuple[dict[int, tuple[list[Tensor], list[Tensor]]], Tensor]:
-        """Parameters with curvature and the preconditioned momentum of their gradients, of matched root mean square.
-
-        Returns:
-            Parameters and directions by index of the group, and whether all gradients are finite, a 0-d bool.
-        """
-        count = self._count()
-        treated, averaged = set(map(id, self.layout.treated)), {}
-        every = [(group, p, strided(p.grad)) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        finite = torch.isfinite(torch.stack([n.float() for n in norms([g for _, _, g in every])])).all()
-        for group in self.param_groups:
-            gradients = {p: g for own, p, g in every if own is group and id(p) in treated}
-            if gradients and (count > 1 or group["l2"]):
-                values = torch._foreach_mul(list(gradients.values()), 1 / count)
-                torch._foreach_add_(values, list(gradients), alpha=group["l2"])
-                gradients = dict(zip(gradients, values, strict=True))
-            averaged.update(
-                average_gradients(gradients, self.state, momentum=group["momentum"], nesterov=rule.nesterov, finite=finite)
-            )
-        natural, trusted = self._solve(self.layout.packing.gather([0.0] * len(self.param_groups), self.layout.absent, averaged))
-        usable_only = {i: v.nan_to_num(0.0, 0.0, 0.0).mul_(trusted[i].view(-1, 1, 1)) for i, v in natural.items()}
-        found = self.layout.packing.scatter(usable_only, self.layout.absent)
-        return {index: (params, rule(values, finite)) for index, (params, values) in found.items()}, finite
-
-    def _apply_matched(self, rule: MatchedRMS) -> Tensor:
-        """Move all parameters by directions of matched root mean square, or by AdamW; predicts nothing."""
-        found, finite = self.directions(rule)
-        if found:
-            self._tally.add_step(torch.ones_like(finite, dtype=torch.float32), finite)
-        self._tally.add_work(move(found, self.param_groups, finite))
-        self._step_fallback(finite)
-        return torch.zeros_like(finite, dtype=torch.float32)
-
-    def _step_fallback(self, finite: Tensor) -> None:
-        """AdamW for the parameters without curvature."""
-        for params, strays, group in zip(self.layout.fallback, self.layout.strays, self.param_groups, strict=True):
-            options = {**group, "l2": group["l2"] * self._count()}
-            self._tally.add_work(fallback_step([*params, *strays], self.state, options, finite))
+            v, solved = solution.value, usable(solution.outcome)
+            products.append(torch.where(solved, (v * gradient).sum((1, 2)), 0.0).sum())
+            natural[i] = v.nan_to_num(0.0, 0.0, 0.0).mul_(solved.view(-1, 1, 1))
+        finite = torch.isfinite(torch.stack(products)).all() & finite if products else finite
+        return Direction(
+            self.stacks, self.param_groups, self.layout.packing, list(gradients), packed, natural, products, finite
+        )
 
     def _apply(self, *, predict: bool = False) -> Tensor:
-        """Solve, trust, and move all parameters; returns the predicted reduction of the loss, 0-d, if asked to, else 0."""
-        if isinstance(self.policy.trust, MatchedRMS):
-            return self._apply_matched(self.policy.trust)
-        proposal = self.propose()
-        predicted = torch.zeros_like(proposal.finite, dtype=torch.float32)
-        if proposal.natural:
-            damping = [stack.damping(self.param_groups) for stack in self.stacks]
-            if self.policy.quadratic is None:
-                assert self.policy.trust is not None
-                scale, momentum = self.policy.trust(proposal.change(), proposal.length), None
+        """Solve, and move all parameters; returns the predicted reduction of the loss, 0-d, if asked to, else 0."""
+        gradients, finite = self.gradients()
+        moves, scale = {}, torch.ones_like(finite, dtype=torch.float32)
+        predicted, damping = torch.zeros_like(scale), [stack.damping(self.param_groups) for stack in self.stacks]
+        if gradients:
+            rule = self.policy.trust
+            if isinstance(rule, MatchedRMS):
+                gradients = self.momentum(gradients, finite, nesterov=rule.nesterov)
+                direction = self.solve(gradients, finite)
+                moves = like_parameters(rule(direction.values(), direction.finite))
             else:
-                shared = self.policy.distributed and is_parallel()
-                scale, momentum = proposal.minimize(self._seen.linear, self.layout.packing, damping, shared)
-                self._tally.add_passes({Pass.PUSH: 2 * len(self._seen.linear)})  # both directions
-            self._tally.add_step(scale, proposal.finite)
-            moves = {i: proposal.advance(i, scale, momentum) for i in proposal.natural}
-            predicted = proposal.reduction(moves, damping) if predict else predicted
-            found = self.layout.packing.scatter(moves, self.layout.absent)
-            self._tally.add_work(move(found, self.param_groups, proposal.finite))
-        self._step_fallback(proposal.finite)
+                direction = self.solve(gradients, finite)
+                scale, coefficient = self._step_length(direction, damping)
+                usable_scale = torch.where(direction.finite, scale, 0.0)
+                values = {p: v * usable_scale.to(v.dtype) for p, v in direction.values().items()}
+                moves = self.momentum(like_parameters(values), direction.finite, coefficient=coefficient)
+            finite = direction.finite
+            predicted = direction.reduction(moves, damping) if predict else predicted
+            self._tally.add_step(scale, finite)
+        for index, group in enumerate(self.param_groups):
+            own = {p: moves[p] for p in group["params"] if p in moves}
+            self._tally.add_work(apply_update(own, group, finite))
+            options = {**group, "l2": group["l2"] * self._count()}
+            rest = [*self.layout.fallback[index], *self.layout.strays[index]]
+            self._tally.add_work(fallback_step(rest, self.state, options, finite))
         return predicted
+
+    def _step_length(self, direction: Direction, damping: Sequence[float | Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Scale of the natural gradient, and momentum in place of the groups', by the step rule or by the quadratic model."""
+        if self.policy.quadratic is None:
+            assert self.policy.trust is not None and not isinstance(self.policy.trust, MatchedRMS)
+            return self.policy.trust(direction.change(), direction.length), None
+        shared = self.policy.distributed and is_parallel()
+        before = {p: self.state[p]["momentum_buffer"] for p in direction.parameters if "momentum_buffer" in self.state[p]}
+        self._tally.add_passes({Pass.PUSH: 2 * len(self._seen.linear)})  # both directions
+        return direction.minimize(self._seen.linear, before, damping, shared)
 
     # --- what it did, and its state ----------------------------------------------------------------------------------
 
@@ -451,7 +464,7 @@ class NaturalGradient(CurvatureOptimizer):
 
     def coverage(self) -> Coverage:
         """Which layer is treated how, and the bytes of state held."""
-        return describe(self.layout, self.model)
+        return describe(self.layout, self.model, self.state)
 
     _save, _check, _restore = save, check_layout, restore
 

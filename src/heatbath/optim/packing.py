@@ -8,7 +8,7 @@ convolutions) are left to AdamW.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,8 +24,6 @@ class Window:
 
     Args:
         parameter: the parameter.
-        site: its site.
-        group: index of its parameter group.
         stack: index of the stack.
         size: of the view, the parameter's shape.
         stride: of the view.
@@ -33,8 +31,6 @@ class Window:
     """
 
     parameter: nn.Parameter
-    site: Site
-    group: int
     stack: int
     size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -52,7 +48,6 @@ class Packing:
         sites: the sites.
         stacks: all stacks.
         places: for each site (by id), the stack and place of each of its blocks.
-        group_of: parameter id to index of its parameter group.
     """
 
     def __init__(
@@ -60,7 +55,6 @@ class Packing:
         sites: Sequence[Site],
         stacks: Sequence[Stack],
         places: Mapping[int, Sequence[tuple[Stack, Place]]],
-        group_of: Mapping[int, int],
     ) -> None:
         index = {id(stack): i for i, stack in enumerate(stacks)}
         blank = [stack.empty("meta") for stack in stacks]
@@ -74,59 +68,37 @@ class Packing:
             for name, p in parameters.items():
                 view = views[name]
                 place_of = (tuple(view.shape), view.stride(), int(view.storage_offset()))
-                self._windows.append(Window(p, site, group_of[id(p)], home[name], *place_of))
+                self._windows.append(Window(p, home[name], *place_of))
 
-    def gather(
-        self, l2: Sequence[float], absent: Set[Site] = frozenset(), values_of: Mapping[Tensor, Tensor] | None = None
-    ) -> dict[int, Tensor]:
-        """Gradients of each stack that has any, `[L, O, I]`, by its index; missing ones are zeros.
+    def gather(self, values: Mapping[Tensor, Tensor]) -> dict[int, Tensor]:
+        """What is given of parameters, as `[L, O, I]` by index of the stack; zeros where a stack has others besides.
 
         Args:
-            l2: for each parameter group, the factor on parameters that is added to gradients.
-            absent: sites to leave out.
-            values_of: what to take in the place of a parameter's gradient; None: gradients.
+            values: by parameter, laid out as the parameter.
         """
-        active = {w.stack for w in self._windows if w.parameter.grad is not None and w.site not in absent}
-        packed = {i: self._stacks[i].empty() for i in sorted(active)}
-        views, values, parameters = [], [], []
+        active = sorted({w.stack for w in self._windows if w.parameter in values})
+        packed = {i: self._stacks[i].empty() for i in active}
+        views, sources = [], []
         for w in self._windows:
-            if w.stack in packed:
-                view = w.of(packed[w.stack])
-                if w.parameter.grad is None or w.site in absent:
-                    view.zero_()
-                    continue
-                views.append(view)
-                values.append(whole(strided(w.parameter.grad) if values_of is None else values_of[w.parameter]))
-                parameters.append(w)
+            if w.parameter in values:
+                views.append(w.of(packed[w.stack]))
+                sources.append(whole(values[w.parameter]))
+            elif w.stack in packed:
+                w.of(packed[w.stack]).zero_()
         if views:
-            torch._foreach_copy_(views, values)
-        for group, factor in enumerate(l2):
-            of_group = [(v, w.parameter) for v, w in zip(views, parameters, strict=True) if w.group == group]
-            if factor and of_group:
-                torch._foreach_add_([v for v, _ in of_group], [whole(p).to(v.dtype) for v, p in of_group], alpha=factor)
+            torch._foreach_copy_(views, sources)
         return packed
 
-    def scatter(
-        self, tensors: Mapping[int, Tensor], absent: Set[Site] = frozenset()
-    ) -> dict[int, tuple[list[Tensor], list[Tensor]]]:
-        """Parameters that have a gradient, and their windows of some stacks' tensors, in the stacks' dtype, by group.
+    def scatter(self, tensors: Mapping[int, Tensor], parameters: Iterable[Tensor]) -> dict[Tensor, Tensor]:
+        """Windows of stacks' tensors by parameter, in the stacks' dtype.
 
         Args:
             tensors: by index of the stack, `[L, O, I]`; only read.
-            absent: sites to leave out.
+            parameters: those wanted.
         """
-        found: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
+        wanted = set(parameters)
         tensors = {i: self._stacks[i].settled(tensor) for i, tensor in tensors.items()}
-
-        def note(group: int, parameter: Tensor, value: Tensor) -> None:
-            parameters, values = found.setdefault(group, ([], []))
-            parameters.append(parameter)
-            values.append(value)
-
-        for w in self._windows:
-            if w.stack in tensors and w.parameter.grad is not None and w.site not in absent:
-                note(w.group, w.parameter, w.of(tensors[w.stack]))
-        return found
+        return {w.parameter: w.of(tensors[w.stack]) for w in self._windows if w.stack in tensors and w.parameter in wanted}
 
 
 def strided(gradient: Tensor) -> Tensor:

@@ -147,23 +147,20 @@ class Preconditioner:
         scale = loss_scale(optimizer, self.scaler)
         if not natural.bring_up_to_date(scale):
             return
-        rule = natural.policy.trust
-        if isinstance(rule, MatchedRMS):
-            found, finite = natural.directions(rule)
-            natural._tally.add_step(torch.ones_like(finite, dtype=torch.float32), finite)
-            for parameter, value in (pair for params, values in found.values() for pair in zip(params, values, strict=True)):
-                assert parameter.grad is not None  # scatter leaves out parameters without
-                parameter.grad = torch.where(finite, share(value.to(parameter.dtype), parameter), parameter.grad)
-        elif (proposal := natural.propose()).natural:
-            assert rule is not None
-            trust = rule(proposal.change(), proposal.length)
-            natural._tally.add_step(trust, proposal.finite)
-            grads = {i: torch.where(proposal.finite, v * trust, proposal.grads[i]) for i, v in proposal.natural.items()}
-            for parameters, values in natural.layout.packing.scatter(grads, natural.layout.absent).values():
-                for parameter, value in zip(parameters, values, strict=True):
-                    parameter.grad = share(
-                        value.to(parameter.dtype, copy=True, memory_format=torch.contiguous_format), parameter
-                    )
+        gradients, finite = natural.gradients()
+        if gradients:
+            direction, rule = natural.solve(gradients, finite), natural.policy.trust
+            length = torch.ones_like(finite, dtype=torch.float32)
+            if isinstance(rule, MatchedRMS):
+                values = rule(direction.values(), direction.finite)
+            else:
+                assert rule is not None
+                length = rule(direction.change(), direction.length)
+                values = {p: v * length.to(v.dtype) for p, v in direction.values().items()}
+            natural._tally.add_step(length, direction.finite)
+            for p, value in values.items():
+                exchanged = share(value.to(p.dtype, copy=True, memory_format=torch.contiguous_format), p)
+                p.grad = torch.where(direction.finite, exchanged, gradients[p])
         if scale.pending is not None:
             every = [p.grad for group in natural.param_groups for p in group["params"] if p.grad is not None]
             torch._foreach_mul_([piece(g) for g in every], scale.pending)

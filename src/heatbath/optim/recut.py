@@ -82,7 +82,7 @@ def _join(saved: Sequence[dict[str, Any]], sources: Sequence[_Source]) -> dict[s
     """One stack from members of others."""
     return {
         "boost": _take(sources, lambda i: saved[i]["boost"]),
-        "momentum": _take(sources, lambda i: saved[i]["momentum"]),
+        "momentum": _take(sources, lambda i: saved[i].get("momentum")),
         "mean": to_plain(pack(_take(sources, lambda i: unpack(from_plain(saved[i]["mean"]))))),
         "corrected": to_plain(_take(sources, lambda i: from_plain(saved[i]["corrected"]))),
         "state": to_plain(_take(sources, lambda i: unpack(from_plain(saved[i]["state"])))),

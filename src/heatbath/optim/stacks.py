@@ -54,7 +54,6 @@ class Stack:
         square_ages: batches each block's corrected eigenvalues have seen.
         mean: averaged factors, or None before the first.
         state: solver state, or None before the first refresh.
-        momentum: `[L, O, I]`, or None before the first step.
         boost: `[L]`, factor on the damping; raised where a refresh failed, decaying back to 1.
         corrected: eigenvalue-corrected curvature, or None where it is not wanted or not there yet.
         awake: whether it captures factors at the present step.
@@ -68,7 +67,6 @@ class Stack:
     boost: Tensor
     mean: Kronecker | None = None
     state: Any = None  # Any: the state type of the solver
-    momentum: Tensor | None = None
     corrected: EigenCorrected | None = None
     awake: bool = True
 
@@ -206,9 +204,6 @@ def carry_over(old: Sequence[Stack], new: Sequence[Stack]) -> None:
                 continue
             source, there = found
             stack.boost[place.slice] = source.boost[there.slice]
-            if source.momentum is not None:
-                stack.momentum = stack.empty().zero_() if stack.momentum is None else stack.momentum
-                stack.momentum[place.slice] = source.momentum[there.slice]
             same = (source.sums.form.left, source.sums.form.right) == (stack.sums.form.left, stack.sums.form.right)
             if source.mean is not None and source.ages[there.index] and same:
                 stack.ages[place.index] = source.ages[there.index]

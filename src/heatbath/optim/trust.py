@@ -19,7 +19,7 @@ of the step instead, ν = min(1, ρ / ‖lr·v‖). All of it stays on the devic
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -106,17 +106,18 @@ class MatchedRMS:
         if not self.rms > 0:
             raise ValueError(f"rms must be positive, got {self.rms}")
 
-    def __call__(self, values: Sequence[Tensor], finite: Tensor) -> list[Tensor]:
-        """The tensors with their root mean square matched; zeros stay zeros.
+    def __call__(self, values: Mapping[Tensor, Tensor], finite: Tensor) -> dict[Tensor, Tensor]:
+        """The directions with their root mean square matched; zeros stay zeros.
 
         Args:
-            values: directions, one a tensor.
+            values: direction by parameter.
             finite: 0-d bool; where false, zeros are returned.
         """
-        norms = torch.stack(torch._foreach_norm(list(values)))
-        sizes = upload([math.sqrt(value.numel()) for value in values], norms.device, norms.dtype)
+        directions = list(values.values())
+        norms = torch.stack(torch._foreach_norm(directions))
+        sizes = upload([math.sqrt(v.numel()) for v in directions], norms.device, norms.dtype)
         scales = torch.where(finite & (norms > 0), self.rms * sizes / norms, 0.0)
-        return list(torch._foreach_mul(list(values), list(scales.unbind())))
+        return dict(zip(values, torch._foreach_mul(directions, list(scales.unbind())), strict=True))
 
 
 @dataclass(frozen=True)
