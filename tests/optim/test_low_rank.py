@@ -252,7 +252,7 @@ def test_another_rank_counts_from_the_next_layout_on():
     model = fill(nn.Linear(40, 30))
     optimizer = KFAC(model, policy=WIDE)
     for policy in (WIDE, replace(WIDE, rank=6), replace(WIDE, max_dim=20, rank=None), replace(WIDE, max_dim=None)):
-        optimizer.policy = policy
+        optimizer._policy = policy
         optimizer.refresh_layout()
         optimizer.zero_grad()
         model(noise(10, 40)).sin().sum(1).mean().backward()

@@ -304,7 +304,7 @@ def test_a_delay_that_is_none_is_refused(delay):
 
 
 def test_the_policy_of_ngd_is_not_enough():
-    with pytest.raises(TypeError, match="policy must be a TNGDPolicy, got JointPolicy"):
+    with pytest.raises(TypeError, match="policy cannot be of type JointPolicy: write TNGDPolicy"):
         make(policy=JointPolicy())
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from heatbath.curvature import JacobianRoot, Reduction
+from heatbath.optim.arguments import as_reduction, check_kind
 from heatbath.optim.damping import LevenbergMarquardt
-from heatbath.optim.trust import Trust, Unclipped
+from heatbath.optim.trust import MatchedRMS, Trust, Unclipped
 
 
 def whole_output(outputs: Tensor) -> Tensor:
@@ -26,14 +27,28 @@ class JointPolicy:
     Args:
         trust: shortens steps; has no effect on Adam's.
         adapt: adapts λ from the loss after a step, `step(evaluate=…)`; None: λ stays as it is.
-        reduction: how the loss joins its terms; None: a mean over all that count.
+        reduction: how the loss joins its terms, or its name ("rows"); None: a mean over all that count.
         output: from what the model returns to the tensor given to `observe`, such as `lambda out: out.logits`.
+
+    Raises:
+        TypeError: a value of another kind, or a class in the place of its instance.
+        ValueError: an unknown reduction.
     """
 
     trust: Trust = field(default_factory=Unclipped)
     adapt: LevenbergMarquardt | None = None
     reduction: Reduction | None = None
     output: Callable[[Any], Tensor] = whole_output
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reduction", as_reduction(self.reduction))
+        rule = "a rule such as Unclipped() or KLClip(kappa=0.01)"
+        check_kind("trust", self.trust, None, rule)
+        if isinstance(self.trust, MatchedRMS):
+            raise TypeError(f"MatchedRMS is a step rule of KFAC: write {rule}")
+        if self.adapt is not None:
+            check_kind("adapt", self.adapt, LevenbergMarquardt, "LevenbergMarquardt(), or None")
+        check_kind("output", self.output, None, "a function of what the model returns")
 
 
 def check_repeats(root: JacobianRoot) -> None:

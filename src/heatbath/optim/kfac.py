@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from heatbath.optim.arguments import as_solver, check_kind
 from heatbath.optim.damping import Damping, ExactDamping, FactoredDamping, InputDamping, RelativeDamping
 from heatbath.optim.natural import NaturalGradient
 from heatbath.optim.options import complete_groups, default_options
@@ -42,13 +43,14 @@ class KFAC(NaturalGradient):
             loss. None: 0.1, or 1e-3.
         momentum: in [0, 1), of the gradients for `MatchedRMS`, else of the natural gradients. None: 0.95, or 0.9.
         weight_decay: decoupled, per unit of lr.
-        solver: for the damped factors; None: `Cholesky()`. A solver that works on a machine is guarded by `Guarded`.
+        solver: for the damped factors, or its name ("newton-schulz"); None: `Cholesky()`.
+            A solver that works on a machine is guarded by `Guarded`.
         policy: everything else: intervals, averaging, damping rule, trust, loss reduction, layer rules.
         generator: randomness for noisy solvers; None: torch's global one.
 
     Raises:
         ValueError: nothing to train, or an option out of range.
-        TypeError: the model is no module.
+        TypeError: the model is no module, or another argument of the wrong kind.
 
     >>> model = nn.Linear(3, 1)
     >>> opt = KFAC(model, lr=0.1, damping=1e-3)
@@ -71,8 +73,10 @@ class KFAC(NaturalGradient):
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"KFAC takes the model itself, not its parameters: expected nn.Module, got {type(model).__name__}")
-        policy = (Policy() if policy is None else policy).completed(MatchedRMS())
-        solver = fit_solver(Cholesky() if solver is None else solver)
+        policy = Policy() if policy is None else policy
+        check_kind("policy", policy, Policy, "Policy(…); JointPolicy belongs to NGD")
+        policy = policy.completed(MatchedRMS())
+        solver = fit_solver(Cholesky() if solver is None else as_solver(solver))
         rule = damping_rule(solver, policy)
         defaults = default_options(
             lr=(0.01 if policy.scale_free else 0.1) if lr is None else lr,

@@ -77,7 +77,7 @@ class NaturalGradient(CurvatureOptimizer):
     ) -> None:
         self._built = False
         check_generator(generator, model)
-        self.solver, self.damping, self.policy, self.generator = solver, damping, policy, generator
+        self.solver, self.damping, self._policy, self.generator = solver, damping, policy, generator
         super().__init__(list(groups), defaults)
         self.model = model
         self.steps = 0
@@ -88,21 +88,8 @@ class NaturalGradient(CurvatureOptimizer):
 
     @property
     def policy(self) -> Policy:
-        """Everything about a step but solver and damping.
-
-        Another one counts from the next backward pass on; what decides which layers are treated, what of them is captured and
-        how stacks are cut (`rules`, `skip`, `sharing`, `fisher`, `max_dim`, `rank`, `stagger`) from `refresh_layout()` on.
-        """
+        """Everything about a step but solver and damping; fixed when the optimizer is built."""
         return self._policy
-
-    @policy.setter
-    def policy(self, policy: Policy) -> None:
-        self._policy = policy
-        if self._built:
-            past = self._timetable.to_plain()
-            self._timetable = policy.timetable([stack.cost for stack in self.stacks])
-            self._timetable.load_plain(past)
-            self._wake()
 
     # --- layout ------------------------------------------------------------------------------------------------------
 

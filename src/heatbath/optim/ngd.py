@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from heatbath.curvature import Fisher
+from heatbath.optim.arguments import as_solver, check_kind
 from heatbath.optim.joint import JointNaturalGradient
 from heatbath.optim.joint_policy import JointPolicy
 from heatbath.optim.options import AdamW, complete_groups, default_options
@@ -69,14 +70,16 @@ class NGD(JointNaturalGradient):
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"NGD takes the model itself, not its parameters: expected nn.Module, got {type(model).__name__}")
+        policy = JointPolicy() if policy is None else policy
+        check_kind("policy", policy, JointPolicy, "JointPolicy(…); Policy belongs to KFAC")
         defaults = default_options(lr=lr, damping=damping, momentum=momentum, weight_decay=weight_decay, l2=0.0)
         super().__init__(
             model,
             groups=complete_groups(model, groups, defaults, AdamW(0.0)),
             defaults=defaults,
             fisher=fisher,
-            solver=SmallSide() if solver is None else fit_solver(solver),
-            policy=JointPolicy() if policy is None else policy,
+            solver=SmallSide() if solver is None else fit_solver(as_solver(solver)),
+            policy=policy,
             generator=generator,
         )
 

@@ -97,17 +97,39 @@ def own_parameters(model: nn.Module, group: Mapping[str, Any]) -> list[torch.Ten
     return params
 
 
+def check_groups(groups: object) -> list[Mapping[str, Any]]:
+    """The groups as a list.
+
+    Raises:
+        TypeError: something else stands where groups do: parameters, or a learning rate.
+    """
+    instead = (
+        "the model says which parameters there are, and options go by name, KFAC(model, lr=…); "
+        "groups are dicts, [{'params': …, 'lr': …}]"
+    )
+    if not isinstance(groups, Iterable) or isinstance(groups, torch.Tensor | Mapping | str):
+        raise TypeError(f"groups cannot be of type {type(groups).__name__}: {instead}")
+    listed = list(groups)
+    for group in listed:
+        if not isinstance(group, Mapping):
+            raise TypeError(f"groups cannot hold a {type(group).__name__}: {instead}")
+        if "params" not in group:
+            raise TypeError(f"a group has the options {sorted(group)} and no 'params': {instead}")
+    return listed
+
+
 def complete_groups(
     model: nn.Module, groups: Iterable[Mapping[str, Any]], defaults: Mapping[str, Any], fallback: AdamW
 ) -> list[dict[str, Any]]:  # Any: torch's own type
     """Groups with every option set and every trainable parameter in one of them.
 
     Raises:
+        TypeError: groups of another kind.
         ValueError: an option out of range, a parameter that is not the model's, or nothing to train.
     """
     complete = []
     taken: set[int] = set()
-    for group in groups:
+    for group in check_groups(groups):
         params = own_parameters(model, group)
         taken |= {id(p) for p in params}
         complete.append(complete_group({**group, "params": params}, defaults, fallback))

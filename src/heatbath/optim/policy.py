@@ -9,6 +9,7 @@ from torch import nn
 
 from heatbath.curvature import EmpiricalFisher, Fisher, Reduction, Sharing
 from heatbath.layers import LayerRule, default_rules
+from heatbath.optim.arguments import as_reduction, check_kind
 from heatbath.optim.damping import Damping, LevenbergMarquardt
 from heatbath.optim.options import SCALE_FREE, AdamW
 from heatbath.optim.quadratic import QuadraticModel
@@ -36,8 +37,8 @@ class Policy:
             for `InputOnly`, factored Tikhonov for the rest.
         adapt: adapts λ from the loss after a step, `step(evaluate=…)`; None: λ stays as it is.
         fisher: which Fisher matrix the factors are made of.
-        reduction: how the loss joins its terms; None: a mean over all terms of observed outputs, over examples where nothing is
-            observed.
+        reduction: how the loss joins its terms, or its name ("rows"); None: a mean over all
+            terms of observed outputs, over examples where nothing is observed.
         batch_dim: 1 for sequence-first models, whose inputs and outputs are `[T, B, …]`, and so those of their linear layers,
             embeddings and layer norms. Attention and recurrent layers say it by their own `batch_first`.
         sharing: by module name, how shared positions enter; expand where not named.
@@ -55,7 +56,8 @@ class Policy:
             noise then need generators that start alike in all processes.
 
     Raises:
-        ValueError: a number out of range.
+        TypeError: a value of another kind, or a class in the place of its instance.
+        ValueError: a number out of range, or an unknown reduction.
     """
 
     factor_every: int = 10
@@ -81,12 +83,22 @@ class Policy:
     distributed: bool = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "reduction", as_reduction(self.reduction))
+        check_kind("fisher", self.fisher, Fisher, "a Fisher such as EmpiricalFisher()")
+        for name, value, kind, instead in (
+            ("trust", self.trust, None, "a step rule such as KLClip(kappa=0.01), or None"),
+            ("quadratic", self.quadratic, QuadraticModel, "QuadraticModel(likelihood), or None"),
+            ("damping_rule", self.damping_rule, None, "a rule such as FactoredDamping(), or None"),
+            ("adapt", self.adapt, LevenbergMarquardt, "LevenbergMarquardt(), or None"),
+        ):
+            if value is not None:
+                check_kind(name, value, kind, instead)
         Interval(self.factor_every, self.patience), Interval(self.refresh_every, self.patience)
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay must lie in [0, 1), got {self.decay}")
-        for name, value in (("fallback_lr", self.fallback_lr), ("l2", self.l2)):
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name} must be at least 0, got {value}")
+        for name, number in (("fallback_lr", self.fallback_lr), ("l2", self.l2)):
+            if number is not None and not number >= 0:
+                raise ValueError(f"{name} must be at least 0, got {number}")
         if self.batch_dim not in (0, 1):
             raise ValueError(f"batch_dim must be 0, or 1 for sequence-first models, got {self.batch_dim}")
         if self.max_dim is not None and self.max_dim < 1:

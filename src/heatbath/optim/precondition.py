@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from heatbath.curvature import piece, share
+from heatbath.optim.arguments import as_solver, check_kind
 from heatbath.optim.coverage import Coverage
 from heatbath.optim.kfac import damping_rule, fit_solver
 from heatbath.optim.natural import NaturalGradient
@@ -57,10 +58,14 @@ def preconditioned(
     >>> model(torch.ones(4, 3)).square().mean().backward()
     >>> sgd.step()
     """
-    policy = (Policy() if policy is None else policy).completed(KLClip())
+    check_kind("optimizer", optimizer, torch.optim.Optimizer, "an instance of a torch optimizer")
+    check_kind("model", model, nn.Module, "the model itself, not its parameters")
+    policy = Policy() if policy is None else policy
+    check_kind("policy", policy, Policy, "Policy(…); JointPolicy belongs to NGD")
+    policy = policy.completed(KLClip())
     if policy.quadratic is not None or policy.adapt is not None:
         raise ValueError("the quadratic model and adaptive damping choose the step themselves: use KFAC instead")
-    solver = fit_solver(Cholesky() if solver is None else solver)
+    solver = fit_solver(Cholesky() if solver is None else as_solver(solver))
     defaults = default_options(lr=1.0, damping=damping, momentum=0.0, weight_decay=0.0, l2=policy.l2)
     groups = [complete_group({"params": group["params"]}, defaults, AdamW(0.0)) for group in optimizer.param_groups]
     rule = damping_rule(solver, policy)

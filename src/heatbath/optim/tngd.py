@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from heatbath.curvature import Fisher
 from heatbath.machines import Faulty, Machine, Schedule
 from heatbath.operators import Operator
+from heatbath.optim.arguments import check_kind
 from heatbath.optim.joint import JointNaturalGradient
 from heatbath.optim.joint_policy import JointPolicy
 from heatbath.optim.options import AdamW, complete_groups, default_options
@@ -69,6 +70,8 @@ class TNGDPolicy(JointPolicy):
     adam: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_kind("start", self.start, Start, "one of Start.RESET, GRADIENT and CARRIED")
         if not (math.isfinite(self.delay) and self.delay >= 0):
             raise ValueError(f"delay must be a finite number of seconds, 0 or more, got {self.delay}")
 
@@ -123,8 +126,7 @@ class TNGD(JointNaturalGradient):
         if not isinstance(machine, Machine | Faulty):
             raise TypeError(f"machine must be a Machine, got {type(machine).__name__}: Machine(load_machine('tngd-2024'))")
         policy = TNGDPolicy() if policy is None else policy
-        if not isinstance(policy, TNGDPolicy):
-            raise TypeError(f"policy must be a TNGDPolicy, got {type(policy).__name__}")
+        check_kind("policy", policy, TNGDPolicy, "TNGDPolicy(…)")
         _check(model, machine, time, damping)
         defaults = default_options(lr=lr, damping=damping, momentum=0.0, weight_decay=0.0, l2=0.0)
         super().__init__(
