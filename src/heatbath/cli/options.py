@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from heatbath.cli.terminal import WRONG_USE, complain
+from heatbath.cli.terminal import mistakes
 
 OPTIMIZERS = "sgd, adam, adamw, nadamw, muon, kfac, kfac-quadratic, ngd, tngd, soap or singd"
 
@@ -33,11 +33,11 @@ RECIPES = (  # their names alone: a mistyped one is answered before torch is imp
 
 
 def _known_recipe(name: str) -> str:
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}? " if near else ""
-        complain(f"there is no recipe {name!r}; {hint}known: {', '.join(RECIPES)}")
-        raise typer.Exit(WRONG_USE)
+    with mistakes():
+        if name not in RECIPES:
+            near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"there is no recipe {name!r}; {hint}known: {', '.join(RECIPES)}")
     return name
 
 
