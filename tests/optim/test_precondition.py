@@ -14,7 +14,8 @@ from heatbath.curvature import Categorical, ExactFisher, Reduction
 from heatbath.optim import KFAC, KLClip, LevenbergMarquardt, NormClip, Policy, QuadraticModel, Unclipped, preconditioned
 from heatbath.solvers import Eigen
 from heatbath.work import Work, update
-from tests.laws import batches, network, parameters_of, saved_and_loaded
+from tests.curvature.truth import fill
+from tests.laws import batches, network, noise, parameters_of, saved_and_loaded
 from tests.zoo import PLAIN
 
 POLICY = Policy(factor_every=2, refresh_every=3, patience=0)
@@ -210,3 +211,117 @@ def test_policies_that_choose_the_step_are_refused():
             preconditioned(sgd, model, policy=policy)
     with pytest.raises(ValueError, match=r"damping must be at least 0, got -1\.0"):
         preconditioned(sgd, model, damping=-1.0)
+
+
+# --- parameters in several optimizers -------------------------------------------------------------
+
+
+def test_a_weight_whose_bias_is_elsewhere_has_its_own_block():
+    """Against a dense solve with A = E[a aᵀ] without the homogeneous coordinate."""
+    model, x, y = fill(nn.Linear(4, 3)), noise(20, 4), noise(20, 3, seed=1)
+    sgd = torch.optim.SGD([model.weight], lr=0.1)
+    policy = replace(PLAIN, trust=Unclipped(), decay=0.0)
+    handle = preconditioned(sgd, model, damping=0.05, solver=Eigen(), policy=policy)
+    output = model(x)
+    F.mse_loss(output, y).backward()
+    plain, bias = model.weight.grad.clone(), model.bias.grad.clone()
+    sgd.step()
+    g = 2 / 3 * (output.detach() - y)
+    block = torch.kron(g.T @ g / 20, x.T @ x / 20) + 0.05 * torch.eye(12, dtype=x.dtype)
+    truth = torch.linalg.solve(block, plain.flatten()).view(3, 4)
+    torch.testing.assert_close(model.weight.grad, truth, rtol=1e-9, atol=1e-12)
+    assert torch.equal(model.bias.grad, bias)
+    assert handle.coverage().count("kfac") == 12
+
+
+LAYERS = {
+    "conv": (lambda: nn.Conv2d(2, 3, 3), (5, 2, 6, 6)),
+    "grouped conv": (lambda: nn.Conv1d(4, 6, 3, groups=2), (5, 4, 7)),
+    "transposed conv": (lambda: nn.ConvTranspose1d(4, 6, 3), (5, 4, 7)),
+    "layer norm": (lambda: nn.LayerNorm(5), (6, 5)),
+    "gru": (lambda: nn.GRU(3, 4, batch_first=True), (5, 4, 3)),
+    "attention": (lambda: nn.MultiheadAttention(4, 2, batch_first=True), (5, 3, 4)),
+}
+
+
+@pytest.mark.parametrize("biases", [False, True], ids=["weights", "biases"])
+@pytest.mark.parametrize("make,shape", LAYERS.values(), ids=LAYERS.keys())
+def test_what_another_optimizer_trains_counts_as_frozen(make, shape, biases):
+    """As in a model where those parameters do not require gradients, but for rounding: kernels differ."""
+    x, grads = noise(*shape), []
+
+    def loss(model):
+        out = model(x, x, x)[0] if isinstance(model, nn.MultiheadAttention) else model(x)
+        out = out[0] if isinstance(out, tuple) else out
+        return out.sin().mul(noise(*out.shape, seed=1)).sum() / len(x)
+
+    for frozen in (True, False):
+        model = fill(make())
+        own = [p for name, p in model.named_parameters() if ("bias" in name) is biases]
+        for p in model.parameters():
+            p.requires_grad_(not frozen or any(p is q for q in own))
+        sgd = torch.optim.SGD(own, lr=0.1)
+        handle = preconditioned(sgd, model, policy=PLAIN)
+        assert handle.coverage().count("kfac") == sum(p.numel() for p in own)
+        for _ in range(2):
+            model.zero_grad()
+            loss(model).backward()
+            plain = [p.grad.clone() for p in own]
+            sgd.step()
+            assert not any(torch.equal(p.grad, g) for p, g in zip(own, plain, strict=True))
+        grads.append([p.grad for p in own])
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-11, atol=1e-13)
+
+
+def matrices_of(model: nn.Module) -> list[nn.Parameter]:
+    return [p for p in model.parameters() if p.ndim == 2]
+
+
+def vectors_of(model: nn.Module) -> list[nn.Parameter]:
+    return [p for p in model.parameters() if p.ndim == 1]
+
+
+def test_weights_by_muon_and_biases_by_adam():
+    """The curvature is at work, and goes on after a checkpoint."""
+    model, other = without_fallback(), without_fallback()
+    muon, plain = (torch.optim.Muon(matrices_of(net), lr=0.02) for net in (model, other))
+    adam = torch.optim.AdamW(vectors_of(model), lr=0.02)
+    handle = preconditioned(muon, model, policy=POLICY)
+    for x, y in batches(5):
+        for net, optimizers in ((model, (muon, adam)), (other, (plain,))):
+            net.zero_grad()
+            F.cross_entropy(net(x), y).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+    assert not torch.equal(model[0].weight, other[0].weight)
+    assert (handle.report()["refreshes"], handle.report()["skipped_steps"]) == (2, 0)
+    again, state = without_fallback(), saved_and_loaded(handle.state_dict())
+    loaded = preconditioned(torch.optim.Muon(matrices_of(again), lr=0.02), again, policy=POLICY)
+    loaded.load_state_dict(state)
+    for new, old in zip(loaded.natural.stacks, handle.natural.stacks, strict=True):
+        assert torch.equal(new.mean.right.matrix, old.mean.right.matrix)
+
+
+def test_a_group_that_brings_the_biases_later_joins_them_to_their_weights():
+    model = without_fallback()
+    sgd = torch.optim.SGD(matrices_of(model), lr=0.02)
+    handle = preconditioned(sgd, model, policy=PLAIN)
+    learn(model, sgd, batches(2))
+    sgd.add_param_group({"params": vectors_of(model)})
+    learn(model, sgd, batches(3))
+    assert handle.coverage().count("kfac") == sum(p.numel() for p in model.parameters())
+
+
+def test_an_optimizer_with_nothing_to_precondition_is_refused():
+    model, other = network(), network()
+    for params in (other.parameters(), [model[2].scale]):
+        with pytest.raises(ValueError, match="no parameter of a layer with a curvature rule, so nothing could be pre"):
+            preconditioned(torch.optim.SGD(params, lr=0.1), model)
+    assert not model[0]._forward_hooks
+    assert not model._forward_pre_hooks
+
+
+def test_lbfgs_is_refused():
+    model = network()
+    with pytest.raises(ValueError, match="LBFGS calls its closure many times in a step"):
+        preconditioned(torch.optim.LBFGS(model.parameters()), model)

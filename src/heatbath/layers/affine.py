@@ -15,9 +15,12 @@ The per-example gradient of the block is Σ_s g_s [a_s; 1]ᵀ, exactly (Martens 
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +114,16 @@ class AffineRule(LayerRule):
         """The affine maps with something to train: one per block."""
         return tuple(affine for affine in self.maps(module) if affine.parameters)
 
+    def only(self, names: Collection[str]) -> Self:
+        """This rule for some parameters of a module; the others count as frozen.
+
+        Args:
+            names: of the parameters to treat, within the module.
+        """
+        rule = copy.copy(self)
+        rule.__dict__["maps"] = partial(_maps_of, self, frozenset(names))
+        return rule
+
     def blocks(self, module: nn.Module) -> tuple[Block, ...]:
         return tuple(affine.block for affine in self.trained(module))
 
@@ -128,6 +141,18 @@ class AffineRule(LayerRule):
         for affine, block in zip(affines, packed, strict=True):
             tensors.update(affine.unpack(module, block))
         return tensors
+
+
+def _maps_of(rule: AffineRule, names: Set[str], module: nn.Module) -> tuple[Affine, ...]:
+    """The affine maps of a module by a rule, with the parameters that are not named left out."""
+    return tuple(
+        replace(
+            affine,
+            weight=affine.weight if affine.weight in names else None,
+            bias=affine.bias if affine.bias in names else None,
+        )
+        for affine in rule.maps(module)
+    )
 
 
 def trained_name(module: nn.Module, name: str) -> str | None:

@@ -72,15 +72,13 @@ class RecurrentRule(AffineRule):
             outputs, traces = _run_layers(module, x, _start(module, x, start), active)
             inner = [tensor for trace in traces for tensor in (trace.p, *trace.q, *trace.r)]
             gradients = iter(pull_back(outputs, [sequence, *last], inner))
-        rows = []
-        for suffix, trace in zip(_suffixes(module), traces, strict=True):
-            pairs = [(trace.x, next(gradients)), (torch.stack(trace.h), torch.stack([next(gradients) for _ in trace.q]))]
+        pairs = []
+        for trace in traces:
+            pairs += [(trace.x, next(gradients)), (torch.stack(trace.h), torch.stack([next(gradients) for _ in trace.q]))]
             if trace.r:
                 pairs.append((torch.stack(trace.m), torch.stack([next(gradients) for _ in trace.r])))
-            for affine, (a, g) in zip(_maps(module, suffix), pairs, strict=True):
-                if affine.parameters:
-                    rows.append(_rows(affine, a.detach(), g, active, lengths))
-        return tuple(rows)
+        own = [(affine, a, g) for affine, (a, g) in zip(self.maps(module), pairs, strict=True) if affine.parameters]
+        return tuple(_rows(affine, a.detach(), g, active, lengths) for affine, a, g in own)
 
 
 @dataclass(frozen=True)

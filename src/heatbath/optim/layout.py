@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from heatbath.curvature import Sharing, Site, check_sharding, find_sites
-from heatbath.layers import rule_for
+from heatbath.layers import AffineRule, rule_for
 from heatbath.optim.packing import Packing, packs_as_views
 from heatbath.optim.policy import Policy
 from heatbath.optim.stacks import Stack, build_stacks, carry_over, find_places
@@ -38,7 +39,7 @@ class Layout:
 
     @staticmethod
     def of(model: nn.Module, groups: Groups, policy: Policy, old: Layout | None = None, *, whole: bool = False) -> Layout:
-        """The layout of a model's sites whose parameters are all in groups, with what an old one knows about them.
+        """The layout of a model's sites, of what of them is in groups, with what an old one knows about them.
 
         Args:
             model: the model.
@@ -57,7 +58,8 @@ class Layout:
             )
         group_of = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
         sites = find_sites(model, policy.rules, policy.skip)
-        sites = [site for site in sites if all(id(p) in group_of for p in site.parameters().values()) and packs_as_views(site)]
+        own = [own_part(site, group_of) for site in sites]
+        sites = [site for site in own if site is not None and packs_as_views(site)]
         stacks = build_stacks(
             sites,
             group_of,
@@ -117,6 +119,25 @@ class Layout:
             "uncalled": self.uncalled,
             "packing": self.packing,
         }
+
+
+def own_part(site: Site, group_of: Mapping[int, int]) -> Site | None:
+    """A site with the parameters that are in groups alone: the others belong to another optimizer.
+
+    Args:
+        site: a site of the model.
+        group_of: parameter id to index of its parameter group.
+
+    Returns:
+        The site; None where no parameter is in a group, or its rule knows only all of them.
+    """
+    held = {name: p for name, p in site.held.items() if id(p) in group_of}
+    if len(held) == len(site.held):
+        return site
+    if not held or not isinstance(site.rule, AffineRule):
+        return None
+    rule = site.rule.only(held)
+    return replace(site, rule=rule, blocks=rule.blocks(site.module), held=held)
 
 
 def find_sharing(model: nn.Module, sites: Sequence[Site], policy: Policy) -> dict[Site, Sharing]:

@@ -39,7 +39,8 @@ def preconditioned(
     """Put K-FAC in front of an optimizer; the training loop stays as it is.
 
     Args:
-        optimizer: any optimizer of the model's parameters; groups that are added to it later are followed.
+        optimizer: any optimizer of first order, of all or some of the model's parameters (a bias may be in another);
+            groups that are added to it later are followed.
         model: the model; call this before `torch.compile` or DDP wraps it.
         damping: λ ≥ 0, in units of the curvature of the mean loss.
         solver: for the damped factors; None: `Cholesky()`.
@@ -50,7 +51,8 @@ def preconditioned(
         A handle: reports, checkpoints, `observe`, and `detach` to take K-FAC away again.
 
     Raises:
-        ValueError: an option out of range, or a policy that cannot be followed.
+        TypeError: an argument of the wrong kind.
+        ValueError: an option out of range, a policy that cannot be followed, LBFGS, or no layer to treat.
 
     >>> model = nn.Linear(3, 1)
     >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -60,6 +62,11 @@ def preconditioned(
     """
     check_kind("optimizer", optimizer, torch.optim.Optimizer, "an instance of a torch optimizer")
     check_kind("model", model, nn.Module, "the model itself, not its parameters")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError(
+            "LBFGS calls its closure many times in a step and measures curvature by differences of gradients, "
+            "which preconditioning would change between calls: use KFAC, or an optimizer of first order"
+        )
     policy = Policy() if policy is None else policy
     check_kind("policy", policy, Policy, "Policy(…); JointPolicy belongs to NGD")
     policy = policy.completed(KLClip())
@@ -69,8 +76,22 @@ def preconditioned(
     defaults = default_options(lr=1.0, damping=damping, momentum=0.0, weight_decay=0.0, l2=policy.l2)
     groups = [complete_group({"params": group["params"]}, defaults, AdamW(0.0)) for group in optimizer.param_groups]
     rule = damping_rule(solver, policy)
-    options: dict[str, Any] = {"solver": solver, "damping": rule, "policy": policy, "generator": generator}
-    return Preconditioner(optimizer, NaturalGradient(model, groups=groups, defaults=defaults, **options))
+    natural = NaturalGradient(
+        model,
+        groups=groups,
+        defaults=defaults,
+        solver=solver,
+        damping=rule,
+        policy=policy,
+        generator=generator,
+    )
+    if not natural.sites:
+        natural.detach()
+        raise ValueError(
+            "this optimizer has no parameter of a layer with a curvature rule, so nothing could be preconditioned: "
+            "check that the model is the one whose parameters it trains, and Policy(rules=…, skip=…)"
+        )
+    return Preconditioner(optimizer, natural)
 
 
 class Preconditioner:
