@@ -46,8 +46,8 @@ CHOOSING = """## When to refresh
 Factors and inverses every 10 steps is the default. The table of what a step is made of says what longer intervals save: capture
 is T/10(O² + I²)/2 against 3·T·O·I, a few per cent for square layers, so `factor_every` is worth raising only where
 layers are far from square. A refresh costs (O³ + I³)/2 against 3·T·O·I: where T is many times the width, ten is cheap; where it
-is not, `refresh_every=50` or 100 saves most of what lies between `median` and `ratio` in the tables. Intervals grow from 1 in
-the first steps (`patience`), because young averages are what makes K-FAC diverge; that is about ten refreshes more, once.
+is not, `refresh_every=50` or 100 saves most of what lies between `median` and `ratio` in the tables. Intervals grow from 3 in
+the first steps (`patience`), because curvature changes fast there; that is about twenty-five refreshes more, once.
 
 ## Large factors
 

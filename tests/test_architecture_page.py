@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "heatbath"
 
@@ -19,6 +21,17 @@ def rooms() -> dict[str, str]:
 def test_every_room_with_several_files_is_described() -> None:
     folders = {path.parent.name for path in SOURCE.glob("*/__init__.py")} - {"recipes"}
     assert set(rooms()) == folders
+
+
+def test_a_step_passes_through_no_more_files_than_the_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import hops
+
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    said = re.search(r"passes through (\d+) files, (\d+) times from one to another", page)
+    files, times = hops.measure()["all"]
+    assert said is not None
+    assert len(files) <= int(said[1]) and times <= int(said[2])
 
 
 def test_every_file_that_is_named_exists() -> None:

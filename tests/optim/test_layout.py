@@ -75,7 +75,7 @@ def test_what_was_learned_about_other_layers_is_kept():
 def test_a_stack_that_gains_a_member_keeps_the_others():
     model = nn.Sequential(*[nn.Linear(3, 3) for _ in range(3)]).double()
     model[1].requires_grad_(False)
-    optimizer = KFAC(model, lr=0.1)
+    optimizer = KFAC(model, lr=0.1, policy=Policy(patience=5))
     for _ in range(2):
         optimizer.zero_grad()
         model(noise(5, 3)).square().mean().backward()

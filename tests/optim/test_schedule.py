@@ -198,3 +198,11 @@ def test_a_timetable_of_a_checkpoint_before_staggering_is_read():
     table.load_plain({"last_factors": 8, "last_refresh": None})
     assert table.last_factors == [8, 8]
     assert table.last_refresh == [None, None]
+
+
+def test_an_interval_that_starts_at_three_by_hand():
+    """Patience 4: length 3 at steps 0–3, 4 at 4–7, 5 from 8 on."""
+    assert dates(Interval(5, 4, first=3), 20) == [0, 3, 7, 12, 17]
+    assert dates(Interval(2, 4, first=3), 6) == [0, 2, 4]
+    with pytest.raises(ValueError, match="starts at 1 step or more, got 0"):
+        Interval(5, 4, first=0)

@@ -35,6 +35,10 @@ class Dense(Operator):
         return self.matrix.shape[-1:]
 
     @property
+    def size(self) -> int:
+        return self.matrix.shape[-1]
+
+    @property
     def stack(self) -> torch.Size:
         return self.matrix.shape[:-2]
 

@@ -24,7 +24,8 @@ class Policy:
     Args:
         factor_every: steps between captures of the factors, in the long run.
         refresh_every: steps between preparations of the solver, in the long run.
-        patience: steps spent at each length while both intervals grow from 1; 0: full length at once, which is unsafe.
+        patience: steps spent at each length while both intervals grow from 1; 0: full length at once, which is unsafe. None: 40
+            from 3 steps on for `MatchedRMS`, else 5.
         stagger: spread layers over the steps of both intervals, by the n³ of their factors, so that no step is much dearer than
             another; each layer still comes as often, and is refreshed one step after it captured. Fishers that observe outputs
             capture all layers at once, as that takes a pass through the network, and spread refreshes only. Stacks are cut to
@@ -62,7 +63,7 @@ class Policy:
 
     factor_every: int = 10
     refresh_every: int = 10
-    patience: int = 5
+    patience: int | None = None
     stagger: bool = False
     decay: float = 0.95
     trust: MatchedRMS | Trust | None = None
@@ -93,7 +94,7 @@ class Policy:
         ):
             if value is not None:
                 check_kind(name, value, kind, instead)
-        Interval(self.factor_every, self.patience), Interval(self.refresh_every, self.patience)
+        self._interval(self.factor_every), self._interval(self.refresh_every)
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay must lie in [0, 1), got {self.decay}")
         for name, number in (("fallback_lr", self.fallback_lr), ("l2", self.l2)):
@@ -126,15 +127,21 @@ class Policy:
         fallback = SCALE_FREE if self.scale_free else AdamW()
         return fallback if self.fallback_lr is None else replace(fallback, lr=self.fallback_lr)
 
+    def _interval(self, every: int) -> Interval:
+        """An interval that grows to `every`."""
+        if self.patience is not None:
+            return Interval(every, self.patience)
+        return Interval(every, 40, first=3) if self.scale_free else Interval(every, 5)
+
     @property
     def factors(self) -> Interval:
         """When factors are captured."""
-        return Interval(self.factor_every, self.patience)
+        return self._interval(self.factor_every)
 
     @property
     def refresh(self) -> Interval:
         """When the solver is prepared."""
-        return Interval(self.refresh_every, self.patience)
+        return self._interval(self.refresh_every)
 
     @property
     def parts(self) -> int:
