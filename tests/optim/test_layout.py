@@ -51,7 +51,7 @@ def test_a_layer_that_thaws_later_is_treated_from_then_on(by_group):
     group = optimizer.param_groups[1]
     assert group["lr"] == (0.05 if by_group else 0.1)
     assert group["damping"] == 1e-2
-    assert group["fallback_scale"] == pytest.approx(1e-3 / group["lr"])
+    assert (group["fallback_lr"], group["fallback_at_lr"]) == (1e-3, group["lr"])
 
 
 def test_what_was_learned_about_other_layers_is_kept():

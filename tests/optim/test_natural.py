@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heatbath.optim import KFAC, Policy
-from tests.laws import Scale, batches, network, noise, parameters_of
+from heatbath.optim import KFAC, KLClip, MatchedRMS, Policy
+from tests.laws import Scale, batches, network, noise, parameters_of, saved_and_loaded
 from tests.zoo import PLAIN
 
 NEVER = replace(PLAIN, factor_every=10**6, refresh_every=10**6)  # the first curvature for ever
@@ -287,3 +287,68 @@ def test_layers_of_one_shape_are_one_stack_and_give_the_same_as_alone():
         single.step()
         torch.testing.assert_close(layer.weight, other.weight, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(layer.bias, other.bias, rtol=1e-12, atol=1e-12)
+
+
+# --- the rate of AdamW ---------------------------------------------------------------------------------------------------
+
+
+def adamw_moves(optimizer: KFAC, rates: list[float]) -> list[float]:
+    """How far a bare parameter goes at each rate: AdamW's rate itself, as long as its gradient is the same."""
+    scale, moved = optimizer.model[2].scale, []
+    for lr in rates:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad()
+        x, y = batches(1)[0]
+        F.cross_entropy(optimizer.model(x), y).backward()
+        scale.grad = torch.ones_like(scale)
+        before = scale.detach().clone()
+        optimizer.step()
+        moved.append((before - scale.detach()).abs().max().item())
+    return moved
+
+
+WARM_UP = [0.0, 0.02, 0.04, 0.01]
+
+
+@pytest.mark.parametrize("trust", [MatchedRMS(), KLClip()], ids=lambda t: type(t).__name__)
+@pytest.mark.parametrize(
+    "start,fallback_lr,expected",
+    [
+        (0.02, 1e-3, [0.0, 1e-3, 2e-3, 5e-4]),  # scaled along with lr
+        (0.0, 1e-3, [1e-3] * 4),  # there is nothing to scale by: as it is, never frozen
+        (0.02, None, {"MatchedRMS": WARM_UP, "KLClip": [0.0, 1e-3, 2e-3, 5e-4]}),
+        (0.0, None, {"MatchedRMS": WARM_UP, "KLClip": [1e-3] * 4}),
+    ],
+)
+def test_adamws_rate_under_schedules(trust, start, fallback_lr, expected):
+    model, policy = network(), Policy(trust=trust)
+    optimizer = KFAC(model, lr=start, fallback_lr=fallback_lr, policy=policy)
+    wanted = expected[type(trust).__name__] if isinstance(expected, dict) else expected
+    assert adamw_moves(optimizer, WARM_UP) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_adamws_rate_is_an_option_of_groups_that_may_change():
+    model = network()
+    optimizer = KFAC(model, [{"params": [model[2].scale], "fallback_lr": 5e-3}], lr=0.02, fallback_lr=1e-3)
+    assert [group["fallback_lr"] for group in optimizer.param_groups] == [5e-3, 1e-3]
+    assert adamw_moves(optimizer, [0.02]) == pytest.approx([5e-3])
+    optimizer.param_groups[0]["fallback_lr"] = 7e-3
+    assert adamw_moves(optimizer, [0.04]) == pytest.approx([14e-3])
+    other = network()
+    loaded = KFAC(other, [{"params": [other[2].scale]}], lr=0.5)
+    loaded.load_state_dict(saved_and_loaded(optimizer.state_dict()))
+    assert adamw_moves(loaded, [0.02]) == pytest.approx([7e-3], rel=1e-3)
+
+
+def test_adamws_rate_follows_an_lr_that_is_a_tensor():
+    lr = torch.tensor(0.02)
+    optimizer = KFAC(network(), lr=lr, fallback_lr=1e-3)
+    lr.mul_(2)
+    optimizer.zero_grad()
+    scale = optimizer.model[2].scale
+    before, (x, y) = scale.detach().clone(), batches(1)[0]
+    F.cross_entropy(optimizer.model(x), y).backward()
+    scale.grad = torch.ones_like(scale)
+    optimizer.step()
+    assert (before - scale.detach()).max().item() == pytest.approx(2e-3, rel=1e-6)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,6 +44,8 @@ class KFAC(NaturalGradient):
             loss. None: 0.1, or 1e-3.
         momentum: in [0, 1), of the gradients for `MatchedRMS`, else of the natural gradients. None: 0.95, or 0.9.
         weight_decay: decoupled, per unit of lr.
+        fallback_lr: AdamW's learning rate, for parameters without curvature; a group option, too. From the lr given
+            here on, schedules of lr scale it along; where that is 0, it stays as it is. None: `Policy.fallback_lr`.
         solver: for the damped factors, or its name ("newton-schulz"); None: `Cholesky()`.
             A solver that works on a machine is guarded by `Guarded`.
         policy: everything else: intervals, averaging, damping rule, trust, loss reduction, layer rules.
@@ -67,6 +70,7 @@ class KFAC(NaturalGradient):
         damping: float | None = None,
         momentum: float | None = None,
         weight_decay: float = 0.0,
+        fallback_lr: float | None = None,
         solver: Solver[Any] | None = None,  # Any: any state
         policy: Policy | None = None,
         generator: torch.Generator | None = None,
@@ -76,6 +80,8 @@ class KFAC(NaturalGradient):
         policy = Policy() if policy is None else policy
         check_kind("policy", policy, Policy, "Policy(…); JointPolicy belongs to NGD")
         policy = policy.completed(MatchedRMS())
+        if fallback_lr is not None:
+            policy = replace(policy, fallback_lr=fallback_lr)
         solver = fit_solver(Cholesky() if solver is None else as_solver(solver))
         rule = damping_rule(solver, policy)
         defaults = default_options(

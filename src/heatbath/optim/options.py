@@ -38,25 +38,38 @@ SCALE_FREE = AdamW(lr=None, betas=(0.9, 0.99), eps=1e-22)  # squares of smaller 
 def complete_group(
     group: Mapping[str, Any], defaults: Mapping[str, Any], fallback: AdamW
 ) -> dict[str, Any]:  # Any: torch's own type
-    """A group with every option set; AdamW's learning rate is kept as a multiple of lr, so that schedules scale both.
+    """A group with every option set; `fallback_at_lr` is its lr now, to which `fallback_lr` belongs.
 
     Raises:
         ValueError: an option out of range.
     """
     complete = {"betas": fallback.betas, "eps": fallback.eps, **defaults, **group}
-    rate = complete.pop("fallback_lr", fallback.lr)
-    if rate is None:
-        complete.setdefault("fallback_scale", 1.0)
-    elif not rate >= 0:
+    rate = complete.setdefault("fallback_lr", fallback.lr)
+    if rate is not None and not rate >= 0:
         raise ValueError(f"fallback_lr must be at least 0, got {rate}")
-    if "fallback_scale" not in complete:
-        complete["fallback_scale"] = rate / complete["lr"] if complete["lr"] else 0.0
+    if "fallback_at_lr" not in complete:
+        lr = complete["lr"]
+        if isinstance(lr, torch.Tensor):  # which a schedule may change in place
+            lr = lr.clone() if lr != 0 else 0.0
+        complete["fallback_at_lr"] = lr
     for name in ("lr", "damping", "weight_decay", "l2"):
         if not complete[name] >= 0:
             raise ValueError(f"{name} must be at least 0, got {complete[name]}")
     if not 0 <= complete["momentum"] < 1:
         raise ValueError(f"momentum must lie in [0, 1), got {complete['momentum']}")
     return complete
+
+
+def fallback_rate(group: Mapping[str, Any]) -> float | torch.Tensor:
+    """AdamW's learning rate now: `fallback_lr`, scaled as lr was since the group was made.
+
+    Where lr was 0 then, it is `fallback_lr` whatever lr is; without a `fallback_lr` it is lr.
+    """
+    rate, at = group["fallback_lr"], group["fallback_at_lr"]
+    lr: float | torch.Tensor = group["lr"]
+    if rate is None:
+        return lr
+    return rate if not isinstance(at, torch.Tensor) and at == 0 else rate * (lr / at)
 
 
 def check_generator(generator: torch.Generator | None, model: nn.Module) -> None:

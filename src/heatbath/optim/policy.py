@@ -45,7 +45,7 @@ class Policy:
         sharing: by module name, how shared positions enter; expand where not named.
         rules: layer rules.
         skip: `skip(name, module)` is true for modules to leave to AdamW.
-        fallback_lr: AdamW's learning rate for parameters without curvature; schedules scale it along with lr.
+        fallback_lr: AdamW's learning rate for parameters without curvature; schedules scale it along with lr (see `KFAC`).
             None: lr for `MatchedRMS`, else 1e-3.
         corrected: correct eigenvalues (EKFAC); needs `Eigen`. Embeddings keep their Kronecker product.
         max_dim: the largest factor held in full. None: no limit. `Eigen` takes whole factors whatever this says.

@@ -18,6 +18,7 @@ from torch.optim.adamw import adamw
 
 from heatbath.curvature import piece, share
 from heatbath.operators import scalar
+from heatbath.optim.options import fallback_rate
 from heatbath.optim.packing import strided
 from heatbath.work import Work, update
 
@@ -92,7 +93,7 @@ def fallback_step(parameters: Sequence[Tensor], state: dict[Any, Any], group: di
     Args:
         parameters: the parameters.
         state: the optimizer's per-parameter state.
-        group: options: lr, fallback_scale, betas, eps, weight_decay, l2.
+        group: options: lr, fallback_lr, fallback_at_lr, betas, eps, weight_decay, l2.
         finite: 0-d bool; where false, nothing changes.
     """
     with_grad = [p for p in parameters if p.grad is not None]
@@ -101,7 +102,7 @@ def fallback_step(parameters: Sequence[Tensor], state: dict[Any, Any], group: di
     gradients = [strided(p.grad) for p in with_grad if p.grad is not None]
     if group["l2"]:
         gradients = list(torch._foreach_add(gradients, with_grad, alpha=group["l2"]))
-    adam_step(with_grad, gradients, state, group, finite, lr=group["lr"] * group["fallback_scale"])
+    adam_step(with_grad, gradients, state, group, finite, lr=fallback_rate(group))
     return Work.of(update(sum(p.numel() for p in with_grad), operations=16, touched=7))
 
 
