@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from heatbath.optim import TNGDPolicy as TNGDPolicy
     from heatbath.optim import Unclipped as Unclipped
     from heatbath.optim import preconditioned as preconditioned
+    from heatbath.prediction import predict as predict
     from heatbath.solvers import Averaged as Averaged
     from heatbath.solvers import Blocked as Blocked
     from heatbath.solvers import Cholesky as Cholesky
@@ -109,6 +110,7 @@ _ROOMS = {
         "Policy",
         "Unclipped",
     ),
+    "prediction": ("predict",),
     "solvers": (
         "Averaged",
         "Full",

@@ -106,6 +106,18 @@ class Work:
 
     __rmul__ = __mul__
 
+    def __sub__(self, part: Work) -> Work:
+        """What is left without `part`, which this holds.
+
+        >>> (Work.of(matmul(2, 3, 4), 3) - Work.of(matmul(2, 3, 4))).flops
+        96.0
+        """
+        left = self + part * -1
+        return Work(
+            {kernel: count for kernel, count in left.kernels.items() if count > 1e-9},
+            {job: count for job, count in left.jobs.items() if count > 1e-9},
+        )
+
     @property
     def flops(self) -> float:
         """Digital floating-point operations."""

@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from heatbath.costs.count import model_work, update_work
 from heatbath.curvature import Categorical, SampledFisher
-from heatbath.experiments.counting import Occasions, model_work, pass_work, split_by_occasions, total_work, update_work
+from heatbath.experiments.counting import Occasions, split_by_occasions, total_work
 from heatbath.optim import KFAC, LevenbergMarquardt, Pass, Policy, QuadraticModel
+from heatbath.prediction import pass_work
 from heatbath.work import Job, Work, matmul
 
 NETWORKS = {

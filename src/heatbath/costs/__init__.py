@@ -18,3 +18,14 @@ from heatbath.costs.presets import probe_cpu as probe_cpu
 from heatbath.costs.presets import this_cpu as this_cpu
 from heatbath.costs.price import price as price
 from heatbath.costs.reprogramming import send_again as send_again
+from heatbath.costs.step_bill import Hardware as Hardware
+from heatbath.costs.step_bill import Prices as Prices
+from heatbath.costs.step_bill import StepBill as StepBill
+from heatbath.costs.step_bill import by_fluctuations as by_fluctuations
+from heatbath.costs.step_bill import cell_seconds as cell_seconds
+from heatbath.costs.step_bill import mean_bill as mean_bill
+from heatbath.costs.step_bill import step_prices as step_prices
+from heatbath.costs.step_work import StepWork as StepWork
+from heatbath.costs.step_work import replicate as replicate
+from heatbath.costs.step_work import rescaled as rescaled
+from heatbath.costs.step_work import split_sides as split_sides

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from heatbath.costs.count import UPDATES, muon_work
 from heatbath.experiments.experiment import Hyper
-from heatbath.work import Kernel, Work, elementwise, matmul
+from heatbath.work import Work, update
 
 NEWTON_SCHULZ_STEPS = 5  # torch.optim.Muon's default
 PACKAGES = {"soap": "pytorch_optimizer", "singd": "singd"}  # what must be installed for which optimizer
@@ -68,7 +69,10 @@ def muon(model: nn.Module, h: Hyper) -> torch.optim.Optimizer:
         torch.optim.Muon(matrices, lr=h.lr, momentum=h.momentum, weight_decay=h.weight_decay, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=h.lr, betas=(0.9, h.square_decay), weight_decay=h.weight_decay),
     ]
-    return Parts(parts, step_work=sum((_muon_work(p) for p in matrices), _adamw_work(sum(p.numel() for p in rest))))
+    return Parts(
+        parts,
+        step_work=sum((muon_work(p.shape, NEWTON_SCHULZ_STEPS) for p in matrices), _adamw_work(sum(p.numel() for p in rest))),
+    )
 
 
 def soap(model: nn.Module, h: Hyper) -> torch.optim.Optimizer:
@@ -223,12 +227,5 @@ def _betas(h: Hyper) -> tuple[float, float]:
     return h.momentum, h.square_decay
 
 
-def _muon_work(matrix: Tensor) -> Work:
-    """Orthogonalization of an m × n matrix, m ≤ n: per step X Xᵀ, its square, and one product with X; and the momentum."""
-    m, n = sorted(matrix.shape)
-    products = Work.of(matmul(m, n, m)) + Work.of(matmul(m, m, m)) + Work.of(matmul(m, m, n))
-    return products * NEWTON_SCHULZ_STEPS + Work.of(elementwise(m * n), 4)
-
-
 def _adamw_work(numbers: int) -> Work:
-    return Work.of(Kernel("elementwise", (numbers,), 16.0 * numbers, 4.0 * 7 * numbers))
+    return Work.of(update(numbers, *UPDATES["AdamW"]))

@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from heatbath.costs.count import model_work
 from heatbath.experiments.checkpoint import random_state, set_random_state
 from heatbath.experiments.choice import Choice
-from heatbath.experiments.counting import Occasions, model_work, pass_work, total_work
+from heatbath.experiments.counting import Occasions, total_work
 from heatbath.experiments.data import Dataset
 from heatbath.experiments.experiment import Experiment
 from heatbath.experiments.optimizers import build
 from heatbath.optim import NaturalGradient, anisotropy
 from heatbath.optim.joint import JointNaturalGradient
+from heatbath.prediction import pass_work
 from heatbath.work import Work
 
 EVALUATION_BATCH = 1000

@@ -116,7 +116,7 @@ class Guarded(Solver[Watched]):
         rise = torch.zeros_like(mean_eigenvalue)
         tried = torch.zeros_like(bad)
         for k in range(self.retries):
-            if not bool(bad.any()):
+            if not _any(bad):
                 break
             damp = bad if not work.jobs else bad & ~_accident(codes)
             rise = torch.where(damp, self.initial * self.growth**k * mean_eigenvalue, rise)
@@ -136,7 +136,7 @@ class Guarded(Solver[Watched]):
             codes = torch.where(usable(codes) & ~(reached < self.overshoot), Outcome.INACCURATE.code, codes).to(torch.int8)
             bad = ~usable(codes)
         fallback = None
-        if bool(bad.any()):
+        if _any(bad):
             fallback, codes, extra = self._fall_back(operator, bad, codes)
             work = work + extra
         return Watched(inner, operator, fallback, codes, rise), work
@@ -155,7 +155,7 @@ class Guarded(Solver[Watched]):
         value, work, successor, notes = solution.value, solution.work, solution.state, solution.notes
         codes = torch.where(usable(failure), state.outcome, failure)
         bad = ~usable(failure) & ~fell_back
-        if solution.work.jobs and bool(bad.any()):
+        if solution.work.jobs and _any(bad):
             second, failure, measured = self._ask(state, rhs, guess, generator)
             value, work = torch.where(over(bad, value), second.value, value), work + second.work * float(bad.float().mean())
             if residual is not None and measured is not None:
@@ -167,7 +167,7 @@ class Guarded(Solver[Watched]):
             bad = bad & ~mended
         finite = finite_members(value, bad.ndim)
         lost, fallback = bad | fell_back, state.fallback
-        if bool(lost.any()):
+        if _any(lost):
             share, extra = float(lost.float().mean()), Work()
             if fallback is None:
                 fallback, extra = self.fallback.prepare(state.operator)
@@ -244,3 +244,8 @@ def _length(v: Tensor, bent: Tensor, stack: int) -> Tensor:
 def _accident(codes: Tensor) -> Tensor:
     """Which failures of a machine another try may mend, bool `[*stack]`."""
     return (codes == Outcome.LATE.code) | (codes == Outcome.NONFINITE.code)
+
+
+def _any(flags: Tensor) -> bool:
+    """Whether a flag is set; none is where tensors have shapes and no values, on which work is counted."""
+    return not flags.is_meta and bool(flags.any())

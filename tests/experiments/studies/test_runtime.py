@@ -15,14 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from heatbath.costs import Digital
+from heatbath.costs import Digital, Hardware, StepWork, by_fluctuations, cell_seconds, step_prices
 from heatbath.experiments.studies import Runtime, runtime_page
 from heatbath.experiments.studies.crossover import best_digital, crossover, layer, seconds_of
 from heatbath.experiments.studies.networks import Network
 from heatbath.experiments.studies.runtime import Counted, count, methods, with_time_constant
 from heatbath.experiments.studies.runtime_page import _finding, _plain, _step_table, break_even_power
-from heatbath.experiments.studies.step_bill import Hardware, by_fluctuations, cell_seconds, step_prices
-from heatbath.experiments.studies.step_work import BLOCKS, DEFAULT, FULL, Form, StepWork, second_order_step
+from heatbath.experiments.studies.step_work import BLOCKS, DEFAULT, FULL, Form, second_order_step
 from heatbath.machines import Machine, MachineSpec, load_machine, presets
 from heatbath.optim import Policy
 from heatbath.solvers import Factorwise, ThermodynamicInverse

@@ -10,16 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heatbath.costs import h100, price
+from heatbath.costs import StepWork, h100, price, replicate, rescaled, split_sides
 from heatbath.experiments.studies.networks import NETWORKS, Network, shapes_of
-from heatbath.experiments.studies.step_work import (
-    StepWork,
-    first_order_step,
-    replicate,
-    rescaled,
-    second_order_step,
-    split_sides,
-)
+from heatbath.experiments.studies.step_work import first_order_step, second_order_step
 from heatbath.machines import Machine, load_machine, with_bits
 from heatbath.optim import KFAC, Policy
 from heatbath.solvers import Cholesky, Crossbar, Factorwise, NewtonSchulz, Solver, ThermodynamicInverse, ThermodynamicSolve
@@ -169,7 +162,7 @@ def test_first_order_steps_are_counted_from_their_update_rule() -> None:
     numbers = sum(p.numel() for p in small().parameters())
     assert step.apply == Work.of(update(numbers, 14, 7))
     assert step.passes.flops >= 6 * 16 * (6 * 8 + 8 * 8) - 2 * 16 * 6 * 8  # no gradient of the inputs
-    with pytest.raises(ValueError, match="update rule of LBFGS is not counted"):
+    with pytest.raises(ValueError, match="work of LBFGS is not counted"):
         first_order_step(NETWORK, torch.optim.LBFGS)
 
 

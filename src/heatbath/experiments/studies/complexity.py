@@ -23,10 +23,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from heatbath.costs import StepWork
 from heatbath.experiments.studies.crossover import count_layers
 from heatbath.experiments.studies.power_law import PowerLaw, fit_power_law
 from heatbath.experiments.studies.runtime import Runtime, Watch
-from heatbath.experiments.studies.step_work import StepWork
 from heatbath.machines import Machine, MachineSpec, Schedule
 from heatbath.operators import Dense
 from heatbath.solvers import ConjugateGradient, NewtonSchulz

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from heatbath.costs import Hardware, StepWork, step_prices
 from heatbath.experiments.studies.networks import Network
 from heatbath.experiments.studies.runtime import Counted, Method, Runtime, Watch, count
-from heatbath.experiments.studies.step_bill import Hardware, step_prices
-from heatbath.experiments.studies.step_work import FULL, StepWork
+from heatbath.experiments.studies.step_work import FULL
 
 SIZES = tuple(round(64 * 2 ** (k * 2 / 3)) for k in range(13))  # 64 to 16384
 

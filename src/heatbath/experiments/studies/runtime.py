@@ -16,15 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from heatbath.costs import Digital
+from heatbath.costs import Digital, Hardware, StepWork, by_fluctuations
 from heatbath.experiments.studies.networks import Network
-from heatbath.experiments.studies.step_bill import Hardware, by_fluctuations
 from heatbath.experiments.studies.step_work import (
     BLOCKS,
     DEFAULT,
     FULL,
     Form,
-    StepWork,
     first_order_step,
     second_order_step,
 )
@@ -39,7 +37,6 @@ from heatbath.solvers import (
     ThermodynamicInverse,
     ThermodynamicSolve,
 )
-from heatbath.work import Work
 
 FORMAT = 2
 FLUCTUATION_ERROR = 0.1  # relative error of an inverse that is read from fluctuations
@@ -194,7 +191,6 @@ def count(
 ) -> Counted:
     """Count the steps of one network, or read them where they were counted before."""
     steps: dict[str, StepWork] = {}
-    passes: Work | None = None
     for method in wanted:
         if method.counted_as is not None:
             continue
@@ -203,20 +199,20 @@ def count(
         step = _read(path, made)
         watch(path.stem, step is None)
         if step is None:
-            step = _count(network, method, passes)
+            step = _count(network, method)
             path.write_text(json.dumps({**made, "step": step.to_json()}) + "\n", encoding="utf-8")
-        steps[method.name], passes = step, step.passes
+        steps[method.name] = step
     for method in wanted:
         if method.counted_as is not None and method.counted_as[0] in steps:
             steps[method.name] = method.counted_as[1](steps[method.counted_as[0]])
     return Counted(network, {method.name: steps[method.name] for method in wanted if method.name in steps})
 
 
-def _count(network: Network, method: Method, passes: Work | None) -> StepWork:
+def _count(network: Network, method: Method) -> StepWork:
     if method.optimizer is not None:
         return first_order_step(network, method.optimizer)
     assert method.solver is not None  # a method is one or the other
-    return second_order_step(network, method.solver, passes=passes, form=method.form)
+    return second_order_step(network, method.solver, form=method.form)
 
 
 def _read(path: Path, made: dict[str, Any]) -> StepWork | None:  # Any: JSON values

@@ -8,14 +8,13 @@ from dataclasses import replace
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from heatbath.costs import PARTS, Bill
+from heatbath.costs import PARTS, Bill, Hardware, rescaled, step_prices
 from heatbath.experiments.csv_text import table_csv
 from heatbath.experiments.plots import COLOURS, DASHES, style, tidy
 from heatbath.experiments.studies.crossover import best_digital, seconds_of
 from heatbath.experiments.studies.page import Picture
 from heatbath.experiments.studies.runtime import Counted, Runtime, with_time_constant
-from heatbath.experiments.studies.step_bill import Hardware, step_prices
-from heatbath.experiments.studies.step_work import FULL, rescaled
+from heatbath.experiments.studies.step_work import FULL
 from heatbath.machines.figures import settle_seconds
 from heatbath.machines.spec import SETTLE_TAUS
 
@@ -64,13 +63,14 @@ def layers_picture(study: Runtime, layers: Mapping[int, Counted]) -> Picture:
     for k, every in enumerate(study.intervals):
         values = [best_digital(layers[n], study.methods, study.hardware, every)[0] for n in sizes]
         curves.append((f"best digital, refreshed every {every}", values, COLOURS[5], ("-", "--", ":")[k % 3]))
-    fast = Hardware(study.digital, replace(with_time_constant(study.spec, 1e-8), bandwidth=1e12))
+    quick = replace(with_time_constant(study.spec, 1e-8), bandwidth=1e12)
+    fast = Hardware(study.digital, quick)
     for colour, name in ((COLOURS[0], "inverse"), (COLOURS[1], "solve"), (COLOURS[2], "fluctuations")):
         method = by_name[name]
         values = [seconds_of(layers[n].steps[name], method, study.hardware, SHOWN) for n in sizes]
         curves.append((f"{method.title}, every {SHOWN}", values, colour, "-"))
         if name != "fluctuations":
-            factor = fast.spec.time_constant / study.spec.time_constant
+            factor = quick.time_constant / study.spec.time_constant
             values = [seconds_of(rescaled(layers[n].steps[name], time=factor), method, fast, SHOWN) for n in sizes]
             curves.append((f"{method.title}, τ = 10 ns, 1 Tbit/s", values, colour, "--"))
     with style():

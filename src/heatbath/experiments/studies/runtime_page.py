@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from heatbath.costs import Bill, with_unit
+from heatbath.costs import Bill, Hardware, cell_seconds, rescaled, step_prices, with_unit
 from heatbath.experiments.csv_text import table_csv
 from heatbath.experiments.plots import COLOURS, style, tidy
 from heatbath.experiments.studies.crossover import best_digital, crossover, seconds_of
@@ -24,8 +24,7 @@ from heatbath.experiments.studies.runtime_figures import (
     parts_picture,
     sweeps_picture,
 )
-from heatbath.experiments.studies.step_bill import Hardware, cell_seconds, step_prices
-from heatbath.experiments.studies.step_work import DEFAULT, rescaled
+from heatbath.experiments.studies.step_work import DEFAULT
 from heatbath.layers import symmetric_layers
 from heatbath.optim import EquilibriumPropagation
 
