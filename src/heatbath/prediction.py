@@ -15,6 +15,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -236,27 +237,28 @@ def _moved(optimizer: torch.optim.Optimizer, model: nn.Module, twin: nn.Module) 
         raise ValueError("the optimizer has a parameter that is not the model's: give the model that it trains")
     groups = [{**group, "params": [places[id(p)] for p in group["params"]]} for group in optimizer.param_groups]
     if isinstance(optimizer, NaturalGradient):
-        return _rebuilt(optimizer, twin, groups, optimizer.solver)
+        return NaturalGradient(
+            twin,
+            groups=groups,
+            defaults=optimizer.defaults,
+            solver=optimizer.solver,
+            damping=optimizer.damping,
+            policy=optimizer.policy,
+        )
     moved = copy.copy(optimizer)
     moved.param_groups = groups
     return moved
 
 
-def _rebuilt(
-    optimizer: NaturalGradient,
-    model: nn.Module,
-    groups: list[dict[str, Any]],  # Any: torch's own type
-    solver: Any,  # Any: any state
-) -> NaturalGradient:
-    """The same, in its long run from the first step on."""
-    policy = replace(optimizer.policy, patience=0, distributed=False)
+def _rebuilt(optimizer: NaturalGradient, solver: Any, policy: Policy) -> NaturalGradient:  # Any: a solver
+    """The same with another solver and policy, in its long run from the first step on."""
     return NaturalGradient(
-        model,
-        groups=groups,
+        optimizer.model,
+        groups=[dict(group) for group in optimizer.param_groups],
         defaults=optimizer.defaults,
         solver=solver,
         damping=optimizer.damping,
-        policy=policy,
+        policy=replace(policy, patience=0, adapt=None, distributed=False),
     )
 
 
@@ -326,37 +328,32 @@ class _Made:
         )
 
 
-@dataclass
-class _Run:
-    """An ordinary training loop on shapes."""
+def _common(one: Work, other: Work) -> Work:
+    """What both hold: where refreshes are staggered, what every step asks for."""
+    kernels = {kernel: min(count, other.kernels[kernel]) for kernel, count in one.kernels.items() if kernel in other.kernels}
+    return Work(kernels, {job: min(count, other.jobs[job]) for job, count in one.jobs.items() if job in other.jobs})
 
-    optimizer: NaturalGradient
-    loss: Loss
-    batch: Batch
-    further: Mapping[Pass, Work]
 
-    def step(self) -> _Made:
-        """One step; forward and backward are made again only where the optimizer looks at them."""
-        optimizer, policy = self.optimizer, self.optimizer.policy
-        work, passes = optimizer.work, optimizer.passes
-        if optimizer.steps == 0 or optimizer.capture.enabled or policy.fisher.observes or policy.quadratic is not None:
-            optimizer.zero_grad()
-            outputs = optimizer.observe(optimizer.model(*self.batch[:-1]), self.batch[-1])
-            self.loss(outputs, self.batch[-1]).backward()
-        captured = optimizer.work
-        if policy.adapt is None:
-            optimizer.step()
-        else:
-            optimizer.step(evaluate=lambda: self.loss(optimizer.model(*self.batch[:-1]), self.batch[-1]))
-        more = {kind: count - passes.get(kind, 0) for kind, count in optimizer.passes.items()}
-        further = sum((self.further[kind] * count for kind, count in more.items() if count), Work())
-        return _Made(further, captured - work, optimizer.work - captured)
+def _period(
+    optimizer: NaturalGradient, loss: Loss, batch: Batch, further: Mapping[Pass, Work], steps: int, *, first: int
+) -> list[_Made]:
+    """What some steps ask for after the first ones, in which solver states start from nothing."""
+    made = [_step(optimizer, loss, batch, further) for _ in range(first + steps)]
+    optimizer.detach()
+    return made[first:]
 
-    def plain(self) -> _Made:
-        """One step that neither captures nor refreshes."""
-        policy = replace(self.optimizer.policy, factor_every=_NEVER, refresh_every=_NEVER, stagger=False)
-        self.optimizer.policy = policy
-        return self.step()
+
+def _step(optimizer: NaturalGradient, loss: Loss, batch: Batch, further: Mapping[Pass, Work]) -> _Made:
+    """One step of an ordinary loop; forward and backward are made again only where the optimizer looks at them."""
+    policy, work, passes = optimizer.policy, optimizer.work, optimizer.passes
+    if optimizer.steps == 0 or optimizer.capture.enabled or policy.fisher.observes or policy.quadratic is not None:
+        optimizer.zero_grad()
+        loss(optimizer.observe(optimizer.model(*batch[:-1]), batch[-1]), batch[-1]).backward()
+    captured = optimizer.work
+    optimizer.step()
+    more = {kind: count - passes.get(kind, 0) for kind, count in optimizer.passes.items()}
+    asked = sum((further[kind] * count for kind, count in more.items() if count), Work())
+    return _Made(asked, captured - work, optimizer.work - captured)
 
 
 def _count_layerwise(
@@ -366,34 +363,27 @@ def _count_layerwise(
     solver, spec = _fitted(given.solver, machine)
     given.detach()
     model = given.model
-    further = pass_work(model, given, loss, batch)
-    optimizer = _rebuilt(given, model, given.param_groups, solver)
-    run = _Run(optimizer, loss, batch, further)
-    made, plain = _period(run, optimizer.policy)
-    first, second = split_sides(Work(jobs=plain.rest.jobs), [(stack.domain, stack.length) for stack in optimizer.stacks])
-    return [each.sorted(passes, plain.rest, first, second) for each in made], spec
-
-
-def _period(run: _Run, policy: Policy) -> tuple[list[_Made], _Made]:
-    """The steps of one period, after a first one whose solver states start from nothing; and a step that renews nothing."""
+    policy, further = given.policy, pass_work(model, given, loss, batch)
     captures = -(-policy.refresh_every // policy.factor_every)  # from one refresh to the next
-    if policy.stagger or policy.adapt is not None:
-        period = policy.factor_every * captures
-        if policy.stagger:
-            period = math.lcm(policy.factor_every, max(policy.factor_every, policy.refresh_every))
-        if policy.adapt is not None:
-            period = math.lcm(period, policy.adapt.every)
-        for _ in range(period * (2 if policy.stagger else 1)):
-            run.step()
-        return [run.step() for _ in range(period)], run.plain()
-    kinds = min(captures, 2)  # a step with a refresh, and one with a capture alone: no need to wait for them
-    run.optimizer.policy = replace(policy, factor_every=1, refresh_every=kinds)
-    for _ in range(kinds):
-        run.step()
-    renewing = [run.step() for _ in range(kinds)]
-    plain = run.plain()
-    between = [plain] * (policy.factor_every - 1)
-    return [renewing[0], *between, *[renewing[-1], *between] * (captures - 1)], plain
+    if policy.stagger:
+        period = math.lcm(policy.factor_every, max(policy.factor_every, policy.refresh_every))
+        made = _period(_rebuilt(given, solver, policy), loss, batch, further, period, first=2 * period)
+        plain = reduce(_common, [each.rest for each in made])
+    else:  # a step with a refresh, one with a capture alone, and one with neither: no need to wait for them
+        kinds = min(captures, 2)
+        short = replace(policy, factor_every=2, refresh_every=2 * kinds)
+        renewing = _period(_rebuilt(given, solver, short), loss, batch, further, 2 * kinds, first=2 * kinds)
+        plain, between = renewing[1].rest, [renewing[1]] * (policy.factor_every - 1)
+        made = [renewing[0], *between, *[renewing[-2], *between] * (captures - 1)]
+    first, second = split_sides(Work(jobs=plain.jobs), [(stack.domain, stack.length) for stack in given.stacks])
+    steps = [each.sorted(passes, plain, first, second) for each in made]
+    if policy.adapt is None:
+        return steps, spec
+    steps = steps * (math.lcm(len(steps), policy.adapt.every) // len(steps))
+    twice = further[Pass.EVALUATE] * 2
+    for i in range(0, len(steps), policy.adapt.every):
+        steps[i] = replace(steps[i], passes=steps[i].passes + twice)
+    return steps, spec
 
 
 def _fitted(solver: Any, machine: Machine | MachineSpec | None) -> tuple[Any, MachineSpec | None]:  # Any: a solver
