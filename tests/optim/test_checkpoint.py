@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -269,3 +270,13 @@ def test_factors_that_rounding_left_unsymmetric_are_the_same_in_both_runs():
     for m, o in ((model, optimizer), (other, resumed)):
         train(m, o, batches(3))
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_a_format_of_a_later_version_is_refused():
+    optimizer = trained()
+    saved = optimizer.state_dict()
+    past = json.loads(natural(saved)["past"])
+    assert past["format"] == 2
+    natural(saved)["past"] = json.dumps({**past, "format": 3})
+    with pytest.raises(ValueError, match="has format 3, this version of heatbath reads formats up to 2: update it"):
+        KFAC(network()).load_state_dict(saved)

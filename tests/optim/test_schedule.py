@@ -195,7 +195,7 @@ def test_captures_together_are_refreshed_by_turns():
 
 def test_a_timetable_of_a_checkpoint_before_staggering_is_read():
     table = Timetable.of([1.0, 2.0], Interval(4, 0), Interval(4, 0))
-    table.load_plain({"last_factors": 8, "last_refresh": None})
+    table.load_state_dict({"last_factors": 8, "last_refresh": None})
     assert table.last_factors == [8, 8]
     assert table.last_refresh == [None, None]
 

@@ -70,7 +70,7 @@ def test_passes_are_reported_by_kind_and_those_that_were_not_made_are_not():
 def test_a_checkpoint_goes_on_counting():
     tally, other = filled(), Tally()
     tally.add_passes({Pass.EVALUATE: 2})
-    other.load_plain(saved_and_loaded(tally.to_plain()))
+    other.load_state_dict(saved_and_loaded(tally.state_dict()))
     for each in (tally, other):
         each.add_prepared(Work(), codes(Outcome.SOLVED))
         each.add_step(torch.tensor(1.0), torch.tensor(True))

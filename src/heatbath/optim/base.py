@@ -1,19 +1,27 @@
 """What optimizers with curvature have in common, layerwise and joint: their books, and their place in a `state_dict`.
 
-Curvature lies in the first parameter group of a `state_dict`, under a key of its own, where `torch.distributed.checkpoint`
-keeps it.
+`torch.optim.Optimizer.load_state_dict` casts floating state to the parameters' dtype, which would turn float32 factors of bf16
+weights into bf16; so curvature travels beside it, in a form that `torch.load(weights_only=True)` reads: in the first parameter
+group of a `state_dict`, under a key of its own, where `torch.distributed.checkpoint` keeps it. That loads into the nested dicts
+and lists of a fresh optimizer, key by key; so everything whose form depends on the past (counters, statistics) is one text in
+JSON, `"past"`, and the rest has the same keys from the first step on.
 """
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar
 
 import torch
 
 from heatbath.optim.tally import Tally
+from heatbath.solvers import Solver
 from heatbath.work import Work
+
+FORMAT = 2  # of what `state_dict` adds to torch's; 1 was version 0.1, with momentum by stack
 
 
 class CurvatureOptimizer(torch.optim.Optimizer):
@@ -26,6 +34,9 @@ class CurvatureOptimizer(torch.optim.Optimizer):
 
     KEY: ClassVar[str]
     OWN: ClassVar[tuple[str, ...]]
+    solver: Solver[Any]  # Any: any state
+    generator: torch.Generator | None
+    steps: int
     _tally: Tally
 
     @property
@@ -52,6 +63,16 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         own = next((group[self.KEY] for group in state_dict["param_groups"] if self.KEY in group), None)
         if own is None:
             raise ValueError("this state_dict holds no curvature: it was not saved by this kind of optimizer")
+        past = json.loads(own["past"])
+        if past.get("format", 1) > FORMAT:
+            raise ValueError(
+                f"this state_dict has format {past['format']}, this version of heatbath reads formats up to {FORMAT}: update it"
+            )
+        if past["solver"] != solver_spec(self.solver):
+            raise ValueError(
+                f"this state_dict was saved with the solver {past['solver']}, this optimizer has {solver_spec(self.solver)}: "
+                "build it with the solver it was saved with"
+            )
         self._check(own)
         groups = [{k: v for k, v in group.items() if k != self.KEY} for group in state_dict["param_groups"]]
         super().load_state_dict({**state_dict, "param_groups": groups})
@@ -59,6 +80,25 @@ class CurvatureOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:  # Any: attributes
         return {name: self.__dict__[name] for name in ("defaults", "state", "param_groups", *self.OWN)}
+
+    def _past(self, **more: Any) -> str:  # Any: JSON values
+        """What depends on the past, as JSON."""
+        common = {"format": FORMAT, "solver": solver_spec(self.solver), "steps": self.steps, "tally": self._tally.state_dict()}
+        return json.dumps({**common, **more})
+
+    def _load_common(self, own: dict[str, Any]) -> dict[str, Any]:  # Any: plain Python and tensors
+        """Take over what all of them save; returns the past."""
+        past: dict[str, Any] = json.loads(own["past"])
+        self.steps = past["steps"]
+        self._tally.load_state_dict(past["tally"])
+        if self.generator is not None and own["generator"] is not None:
+            self.generator.set_state(own["generator"].cpu())
+        return past
+
+    def _init_param_state(self) -> None:
+        """An entry of state for each parameter, as `torch.distributed.checkpoint` expects."""
+        for p in (p for group in self.param_groups for p in group["params"] if p.requires_grad):
+            self.state[p]  # a defaultdict
 
     @abstractmethod
     def _save(self) -> dict[str, Any]:  # Any: plain Python and tensors
@@ -71,6 +111,12 @@ class CurvatureOptimizer(torch.optim.Optimizer):
     @abstractmethod
     def _restore(self, own: dict[str, Any], /) -> None:  # Any: as above
         """Take over a saved state that fits."""
+
+
+def solver_spec(solver: Solver[Any]) -> str:  # Any: any state
+    """Which solvers are inside which, whatever their options: what decides the form of a state."""
+    parts: list[Any] = [getattr(solver, f.name) for f in fields(solver)] if is_dataclass(solver) else []  # Any: options
+    return f"{type(solver).__name__}({', '.join(solver_spec(part) for part in parts if isinstance(part, Solver))})"
 
 
 def loss_of(closure: Callable[[], Any] | None) -> Any:  # Any: closure's

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
 from heatbath.curvature import Fisher, InputCapture, InputOnly, JacobianRoot, Passage, Reduction, Sighting, is_parallel, sight
-from heatbath.operators import Gram, scalar
+from heatbath.operators import Gram, from_plain, scalar, to_plain
 from heatbath.optim.base import CurvatureOptimizer, loss_of
 from heatbath.optim.coverage import Coverage, Covered
 from heatbath.optim.direction import objective
-from heatbath.optim.joint_checkpoint import OWN, check, restore, save
 from heatbath.optim.joint_policy import JointPolicy, check_repeats
 from heatbath.optim.options import AdamW, check_generator, complete_group, own_parameters
 from heatbath.optim.scaling import loss_scale
@@ -57,7 +56,19 @@ class JointNaturalGradient(CurvatureOptimizer):
         ValueError: groups with different damping or l2.
     """
 
-    KEY, OWN = "joint", OWN
+    KEY = "joint"
+    OWN = (
+        "model",
+        "fisher",
+        "solver",
+        "policy",
+        "adam",
+        "generator",
+        "steps",
+        "_tally",
+        "_memory",
+        "capture",
+    )
     scaler: torch.amp.GradScaler | None = None
 
     def __init__(
@@ -301,7 +312,16 @@ class JointNaturalGradient(CurvatureOptimizer):
         held = sum(t.numel() * t.element_size() for s in self.state.values() for t in s.values() if isinstance(t, Tensor))
         return Coverage(rows, {"state": held})
 
-    _save, _check, _restore = save, check, restore
+    def _save(self) -> dict[str, Any]:  # Any: plain Python and tensors
+        generator = None if self.generator is None else self.generator.get_state()
+        return {"past": self._past(), "memory": to_plain(self._memory), "generator": generator}
+
+    def _check(self, own: dict[str, Any]) -> None:  # Any: plain Python and tensors
+        """Whatever has the same solver fits."""
+
+    def _restore(self, own: dict[str, Any]) -> None:  # Any: plain Python and tensors
+        self._load_common(own)
+        self._memory, self._seen = from_plain(own["memory"]), []
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # Any: attributes
         super().__setstate__(state)

@@ -10,6 +10,7 @@ unless the solver, a GradScaler or the joining of processes does.
 
 from __future__ import annotations
 
+import json
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
-from heatbath.curvature import Capture, Reduction, Sharing, Site, attach_hooks, is_parallel, norms, piece
+from heatbath.curvature import Capture, Reduction, Sharing, Site, attach_hooks, is_parallel, norms, piece, share
 from heatbath.layers import Rows
 from heatbath.optim.base import CurvatureOptimizer, loss_of
-from heatbath.optim.checkpoint import OWN, check_layout, enter, rehearse, restore, save
+from heatbath.optim.corrected import correct
 from heatbath.optim.coverage import Coverage, describe
 from heatbath.optim.damping import Damping, RelativeDamping
 from heatbath.optim.direction import Direction, objective
@@ -31,13 +32,14 @@ from heatbath.optim.observing import Seen, nothing_captured, passed_terms, summe
 from heatbath.optim.options import at_rest, check_generator, complete_group, own_parameters
 from heatbath.optim.packing import strided
 from heatbath.optim.policy import Policy
+from heatbath.optim.recut import check_blocks, is_cut_alike, recut
 from heatbath.optim.refresh import Refresher, update_averages
 from heatbath.optim.scaling import LossScale, loss_scale
 from heatbath.optim.schedule import Timetable
 from heatbath.optim.stacks import Stack
 from heatbath.optim.tally import Pass, Tally
 from heatbath.optim.trust import MatchedRMS
-from heatbath.optim.updates import apply_momentum, apply_update, fallback_step, like_parameters
+from heatbath.optim.updates import apply_momentum, apply_update, fallback_step, like_parameters, start_state
 from heatbath.solvers import Eigen, Solver, usable
 
 
@@ -59,7 +61,21 @@ class NaturalGradient(CurvatureOptimizer):
         scaler: the GradScaler that scales the loss, if any; needed only where something else than `scaler.step` calls `step`.
     """
 
-    KEY, OWN = "natural", OWN
+    KEY = "natural"
+    OWN = (
+        "model",
+        "solver",
+        "damping",
+        "_policy",
+        "generator",
+        "layout",
+        "capture",
+        "steps",
+        "_timetable",
+        "_tally",
+        "_warned",
+        "_built",
+    )
     _timetable: Timetable
     _step_supports_amp_scaling = True  # see `scaling`
     scaler: torch.amp.GradScaler | None = None
@@ -313,10 +329,12 @@ class NaturalGradient(CurvatureOptimizer):
         captured = any(stack.sums.filled for stack in self.stacks)
         if not captured and at_rest(self.param_groups, fresh=not self.state):
             if not self.state:
-                rehearse(self)
+                self._allocate_state()
             self._forget()
             return False
-        enter(self)
+        if not self._entered:
+            self._init_param_state()
+            self._entered = True
         if scale.overflow is not None and bool(scale.overflow > 0):
             self._tally.add_step(torch.ones_like(scale.overflow), torch.zeros_like(scale.overflow, dtype=torch.bool))
             self._forget()
@@ -453,7 +471,79 @@ class NaturalGradient(CurvatureOptimizer):
         """Which layer is treated how, and the bytes of state held."""
         return describe(self.layout, self.model, self.state)
 
-    _save, _check, _restore = save, check_layout, restore
+    def _rows(self) -> list[dict[str, Any]]:  # Any: plain Python
+        """Which block of which shape lies where."""
+        return [{"blocks": stack.names, "domain": list(stack.domain), "group": stack.group} for stack in self.stacks]
+
+    def _save(self) -> dict[str, Any]:  # Any: plain Python and tensors
+        past = self._past(
+            layout=self._rows(),
+            ready=sorted(self.layout.ready),
+            ages=[stack.ages for stack in self.stacks],
+            square_ages=[stack.square_ages for stack in self.stacks],
+            **self._timetable.state_dict(),
+        )
+        return {
+            "past": past,
+            "stacks": [stack.state_dict() for stack in self.stacks],
+            "generator": None if self.generator is None else self.generator.get_state(),
+        }
+
+    def _check(self, own: dict[str, Any]) -> None:  # Any: plain Python and tensors
+        saved = json.loads(own["past"])["layout"]
+        check_blocks(self._rows(), saved)
+        own = own if is_cut_alike(self._rows(), saved) else recut(own, self.stacks)  # raises where it cannot be done
+        for stack, state in zip(self.stacks, own["stacks"], strict=True):
+            stack.check_state_dict(state)
+
+    def _restore(self, own: dict[str, Any]) -> None:  # Any: plain Python and tensors
+        if not is_cut_alike(self._rows(), json.loads(own["past"])["layout"]):
+            own = recut(own, self.stacks)
+        past = self._load_common(own)
+        self._timetable.load_state_dict(past)
+        self.layout.ready = set(past["ready"])
+        self._restore_momentum(own["stacks"])
+        ages = zip(past["ages"], past["square_ages"], strict=True)
+        for stack, state, (age, square_age) in zip(self.stacks, own["stacks"], ages, strict=True):
+            stack.load_state_dict(state)
+            stack.ages, stack.square_ages = age, square_age
+        self._forget()
+        self.layout.settle()
+
+    def _restore_momentum(self, stacks: Sequence[dict[str, Any]]) -> None:  # Any: plain Python and tensors
+        """Momentum of format 1, which kept it by stack; later ones keep it in torch's own state."""
+        old = {
+            i: self.stacks[i].empty().copy_(state["momentum"])
+            for i, state in enumerate(stacks)
+            if state.get("momentum") is not None
+        }
+        parameters = [p for site in self.sites for p in site.parameters().values()]
+        for p, value in self.layout.packing.scatter(old, parameters).items():
+            self.state[p]["momentum_buffer"] = share(value.to(p.dtype, copy=True), p)
+
+    def _allocate_state(self) -> None:
+        """Allocate all state without counting anything as done.
+
+        `torch.distributed.checkpoint` loads into the state that an optimizer already has, and to make it have some it calls
+        `step()` once with gradients of zero and a learning rate of zero. Solver states are then of a multiple of the identity.
+        """
+        before = None if self.generator is None else self.generator.get_state()
+        with torch.random.fork_rng({stack.boost.device.index for stack in self.stacks if stack.boost.is_cuda}):
+            for stack in self.stacks:
+                stack.mean = stack.sums.collect(None)[0]
+                curvature = correct(stack, rotate=True)[0] if self.policy.corrected else stack.mean
+                operator = self.damping(curvature, torch.ones_like(stack.boost))
+                stack.state, _ = self.solver.prepare(operator, generator=self.generator)
+        if self.generator is not None and before is not None:
+            self.generator.set_state(before)
+        for params in self.layout.fallback:
+            start_state(params, self.state)
+        treated = {id(p) for site in self.sites for p in site.parameters().values()}
+        for group in self.param_groups:
+            if group["momentum"] or self.policy.quadratic is not None:
+                for p in (p for p in group["params"] if id(p) in treated):
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        self._init_param_state()
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # Any: attributes
         super().__setstate__(state)

@@ -31,6 +31,29 @@ def same_blocks(here: Sequence[Row], saved: Sequence[Row]) -> bool:
     return blocks[0] == blocks[1]
 
 
+def is_cut_alike(here: Sequence[Row], saved: Sequence[Row]) -> bool:
+    """Whether stacks are cut at the same blocks."""
+    return [row["blocks"] for row in here] == [row["blocks"] for row in saved]
+
+
+def check_blocks(here: Sequence[Row], saved: Sequence[Row]) -> None:
+    """Refuse the layout of a model with other layers.
+
+    Raises:
+        ValueError: blocks differ; the message names them.
+    """
+    if same_blocks(here, saved):
+        return
+    own, other = ({name: tuple(row["domain"]) for row in rows for name in row["blocks"]} for rows in (here, saved))
+    differing = sorted(n for n in own.keys() | other.keys() if own.get(n) != other.get(n))
+    raise ValueError(
+        "this state_dict is of a model with other layers: "
+        + "; ".join(f"{n}: {other.get(n, 'absent')} saved, {own.get(n, 'absent')} here" for n in differing[:5])
+        + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
+        + ("" if differing else "the same layers in other parameter groups or another order")
+    )
+
+
 @dataclass(frozen=True)
 class _Source:
     """Where a block lies in a saved state."""

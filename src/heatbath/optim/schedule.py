@@ -148,14 +148,14 @@ class Timetable:
         """Have stacks refreshed as if they never were, since a refresh cannot wait."""
         self.last_refresh = [None if now else last for now, last in zip(which, self.last_refresh, strict=True)]
 
-    def to_plain(self) -> dict[str, Any]:  # Any: plain Python
+    def state_dict(self) -> dict[str, Any]:  # Any: plain Python
         """What has happened, for a checkpoint."""
         return {"last_factors": self.last_factors, "last_refresh": self.last_refresh}
 
-    def load_plain(self, plain: dict[str, Any]) -> None:  # Any: as above
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # Any: as above
         """From a checkpoint; one number stands for all stacks, as in checkpoints before staggering."""
         for name in ("last_factors", "last_refresh"):
-            last, count = plain[name], len(self.last_factors)
+            last, count = state_dict[name], len(self.last_factors)
             setattr(self, name, list(last) if isinstance(last, list) else [last] * count)
 
 

@@ -8,15 +8,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from heatbath.curvature import FactorSums, Form, Site
+from heatbath.curvature import FactorSums, Form, Site, SquareSums
 from heatbath.layers import Block
-from heatbath.operators import EigenCorrected, Kronecker, empty_aligned, lies_alike, map_tensors
+from heatbath.operators import (
+    BlockDiagonal,
+    Dense,
+    EigenCorrected,
+    Kronecker,
+    empty_aligned,
+    exchange,
+    from_plain,
+    lies_alike,
+    map_tensors,
+    mirrored,
+    nodes_of,
+    pack,
+    same_structure,
+    to_plain,
+    unpack,
+)
+from heatbath.solvers import Inverse
+
+StateDict = dict[str, Any]  # Any: plain Python and tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +120,55 @@ class Stack:
         damping: float | Tensor = group["damping"] + group["l2"]
         return damping
 
+    def state_dict(self) -> StateDict:
+        """Everything but ages, which are host numbers; symmetric matrices as triangles.
+
+        Where rounding left a factor unsymmetric, it is made symmetric here and in the stack itself, so that a run that was
+        saved and one that goes on from there stay equal to the last bit.
+        """
+        _symmetrize_(self.mean)
+        for inverse in nodes_of(self.state, Inverse):
+            if inverse.symmetric:
+                _symmetrize_(inverse.operator)
+        return {
+            "boost": self.boost,
+            "mean": to_plain(pack(self.mean)),
+            "corrected": to_plain(self.corrected),
+            "state": to_plain(exchange(self.state, _pack_inverse)),
+        }
+
+    def load_state_dict(self, state_dict: StateDict) -> None:
+        """From `state_dict`; tensors move to the stack's device and are copied, so that the source stays untouched."""
+        device = self.boost.device
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, copy=True)
+
+        self.boost = move(state_dict["boost"])
+        self.mean = map_tensors(move, unpack(from_plain(state_dict["mean"])))
+        self.corrected = map_tensors(move, from_plain(state_dict["corrected"]))
+        self.sums.squares = None if self.corrected is None else SquareSums.zeros(self.corrected)
+        self.state = map_tensors(move, unpack(from_plain(state_dict["state"])))
+
+    def check_state_dict(self, state_dict: StateDict) -> None:
+        """Refuse averages that this stack's sums cannot be added to.
+
+        Raises:
+            ValueError: factors are held in another form.
+        """
+        mean = from_plain(state_dict["mean"])
+        for side, held in (("left", self.sums.form.left), ("right", self.sums.form.right)):
+            if mean is None or held is None:
+                continue
+            found = map_tensors(lambda tensor: tensor[:1], getattr(mean, side))
+            here = held.operator(held.zeros(1, self.dtype, torch.device("meta")))
+            if not (same_structure(found, pack(here)) or same_structure(found, here)):
+                which = "outputs" if side == "left" else "inputs"
+                raise ValueError(
+                    f"this optimizer holds the factor of the {which} of {self.names[0]} as {str(held) or 'a whole'}, the "
+                    "saved state otherwise: build it with the Policy(max_dim=…, rank=…) it was saved with"
+                )
+
     def empty(self, device: torch.device | str | None = None) -> Tensor:
         """An uninitialised `[L, O, I]` in aligned rows, on the stack's own device unless said otherwise."""
         return empty_aligned(self.length, *self.domain, dtype=self.dtype, device=device or self.boost.device)
@@ -109,6 +177,18 @@ class Stack:
         """A tensor `[L, O, I]` as `empty` lays it out: itself where it lies so already, else a copy."""
         model = self.empty("meta")
         return tensor if lies_alike(tensor, model) else self.empty(tensor.device).copy_(tensor)
+
+
+def _symmetrize_(value: Any) -> None:  # Any: a tree
+    """Make matrices symmetric in place, where rounding left them otherwise; reads the device."""
+    for matrix in (*(d.matrix for d in nodes_of(value, Dense)), *(d.blocks for d in nodes_of(value, BlockDiagonal))):
+        if not torch.equal(matrix, matrix.mT):
+            matrix.copy_(mirrored(matrix))
+
+
+def _pack_inverse(node: Any) -> Any:  # Any: a node of a tree
+    """An inverse that is symmetric as a triangle."""
+    return replace(node, operator=pack(node.operator)) if isinstance(node, Inverse) and node.symmetric else node
 
 
 @dataclass(eq=False)

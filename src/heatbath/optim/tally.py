@@ -108,18 +108,21 @@ class Tally:
         result.update({name: str(note) for name, note in self.notes.items()})
         return result
 
-    def to_plain(self) -> dict[str, Any]:  # Any: plain Python and tensors
-        """For a checkpoint."""
+    def state_dict(self) -> dict[str, Any]:  # Any: JSON
+        """Plain numbers and texts; reads the device."""
         return {
             "work": self.work.to_json(),
             "refreshes": self.refreshes,
             "passes": {kind.name: count for kind, count in self.passes.items()},
-            "device": dict(self._device),
+            "device": {name: [str(value.dtype).removeprefix("torch."), value.tolist()] for name, value in self._device.items()},
         }
 
-    def load_plain(self, plain: dict[str, Any]) -> None:  # Any: as above
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # Any: as above
         """From a checkpoint."""
-        work = Work.from_json(plain["work"])
+        work = Work.from_json(state_dict["work"])
         self._kernels, self._jobs = dict(work.kernels), dict(work.jobs)
-        self.refreshes, self._device = plain["refreshes"], dict(plain["device"])
-        self.passes = {Pass[name]: count for name, count in plain.get("passes", {}).items()}
+        self.refreshes = state_dict["refreshes"]
+        self._device = {
+            name: torch.tensor(values, dtype=getattr(torch, kind)) for name, (kind, values) in state_dict["device"].items()
+        }
+        self.passes = {Pass[name]: count for name, count in state_dict.get("passes", {}).items()}
