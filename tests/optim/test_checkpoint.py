@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from heatbath.curvature import Categorical, ExactFisher
 from heatbath.machines import Machine
 from heatbath.operators import map_tensors, to_plain
-from heatbath.optim import KFAC, KLClip, Policy
+from heatbath.optim import KFAC, NGD, KLClip, Policy
 from heatbath.solvers import Cholesky, Eigen, Factorwise, Guarded, NewtonSchulz, ThermodynamicSolve
 from tests.laws import Scale, batches, network, saved_and_loaded, train
 from tests.zoo import EIGHT, IDEAL
@@ -280,3 +282,65 @@ def test_a_format_of_a_later_version_is_refused():
     natural(saved)["past"] = json.dumps({**past, "format": 3})
     with pytest.raises(ValueError, match="has format 3, this version of heatbath reads formats up to 2: update it"):
         KFAC(network()).load_state_dict(saved)
+
+
+# --- the contract of torch.optim.Optimizer ----------------------------------------------------------
+
+OPTIMIZERS = {
+    "KFAC": lambda model: KFAC(model),
+    "NGD": lambda model: NGD(model, fisher=ExactFisher(Categorical()), damping=0.1),
+}
+
+
+def observed(model: nn.Module, optimizer: KFAC | NGD, count: int) -> None:
+    for x, y in batches(count):
+        optimizer.zero_grad()
+        F.cross_entropy(optimizer.observe(model(x.to(model[0].weight.dtype))), y).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_hooks_of_a_state_dict_see_all_of_it(make):
+    model = network()
+    optimizer = make(model)
+    observed(model, optimizer, 3)
+    seen = []
+    optimizer.register_state_dict_post_hook(lambda o, s: seen.append(o.KEY in s["param_groups"][0]), prepend=True)
+    state = saved_and_loaded(optimizer.state_dict())
+    loaded = make(network())
+    loaded.register_load_state_dict_pre_hook(lambda o, s: seen.append(o.KEY in s["param_groups"][0]))
+    loaded.register_load_state_dict_post_hook(lambda o: seen.append(o.steps), prepend=True)
+    loaded.load_state_dict(state)
+    assert seen == [True, True, 3]
+    assert optimizer.KEY in state["param_groups"][0]  # as it was given
+
+
+def test_a_hook_may_change_the_curvature_that_is_loaded():
+    model = network()
+    optimizer = KFAC(model)
+    observed(model, optimizer, 2)
+
+    def raise_boost(_, state):
+        for stack in state["param_groups"][0]["natural"]["stacks"]:
+            stack["boost"] = 4 * stack["boost"]
+
+    loaded = KFAC(network())
+    loaded.register_load_state_dict_pre_hook(raise_boost)
+    loaded.load_state_dict(optimizer.state_dict())
+    assert all((stack.boost == 4).all() for stack in loaded.stacks)
+
+
+@pytest.mark.parametrize("solver", [Cholesky(), Eigen(), NewtonSchulz()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("there,here", [(torch.float64, torch.float32), (torch.float32, torch.float64)])
+def test_a_state_of_another_precision_is_cast(solver, there, here):
+    model, other = network(dtype=there), network(dtype=here)
+    optimizer, loaded = KFAC(model, solver=solver), KFAC(other, solver=solver)
+    observed(model, optimizer, 5)
+    other.load_state_dict(model.state_dict())
+    loaded.load_state_dict(saved_and_loaded(optimizer.state_dict()))
+    assert all(stack.mean.left.matrix.dtype == here for stack in loaded.stacks)
+    observed(model, optimizer, 6)
+    observed(other, loaded, 6)
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.double(), q.double(), rtol=1e-3, atol=1e-4)
+    assert loaded.report()["skipped_steps"] == 0

@@ -185,3 +185,18 @@ def test_nested_tensors_are_left_to_adamw_with_a_word():
     with pytest.warns(UserWarning, match=r"its layers were called with nested tensors.*There is no curvature yet"):
         optimizer.step()
     assert not any(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+def test_an_optimizer_of_a_compiled_model_is_copied_with_it():
+    """Hooks lie on the module that was compiled, not on its wrapper; names are those of the module."""
+    model = network()
+    compiled = torch.compile(model, backend="aot_eager")
+    optimizer = KFAC(compiled, lr=0.1, policy=POLICY)
+    data = batches(6)
+    learn(compiled, optimizer, data[:3])
+    other, twin = copy.deepcopy((compiled, optimizer))
+    learn(other, twin, data[3:])
+    learn(compiled, optimizer, data[3:])
+    assert twin.report()["refreshes"] == optimizer.report()["refreshes"] == 2
+    assert all(torch.equal(p, q) for p, q in zip(compiled.parameters(), other.parameters(), strict=True))
+    assert [site.name for site in twin.sites] == ["0", "3"]

@@ -50,19 +50,57 @@ class CurvatureOptimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:  # Any: torch's own type
         """Everything needed to go on bit-equal, once `step` is done: groups, torch's state, curvature, counters."""
-        state = super().state_dict()
-        state["param_groups"][0][self.KEY] = self._save()
+
+        def add(_: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+            state["param_groups"][0][self.KEY] = self._save()
+
+        first = self.register_state_dict_post_hook(add, prepend=True)  # users' hooks see all
+        try:
+            state: dict[str, Any] = super().state_dict()
+        finally:
+            first.remove()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # Any: torch's own type
-        """Restore from `state_dict`; dtypes of curvature stay as they were saved.
+        """Restore from `state_dict`; curvature of another precision is cast to that of this model.
 
         Raises:
             ValueError: it is of another kind of optimizer, of a model with other layers, or of another solver.
         """
-        own = next((group[self.KEY] for group in state_dict["param_groups"] if self.KEY in group), None)
-        if own is None:
-            raise ValueError("this state_dict holds no curvature: it was not saved by this kind of optimizer")
+        own: dict[str, Any] = {}
+
+        def take(_: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+            found = next((group[self.KEY] for group in state["param_groups"] if self.KEY in group), None)
+            if found is None:
+                raise ValueError("this state_dict holds no curvature: it was not saved by this kind of optimizer")
+            self._check_common(found)
+            self._check(found)
+            own.update(found)
+            groups = [{k: v for k, v in group.items() if k != self.KEY} for group in state["param_groups"]]
+            return {**state, "param_groups": groups}
+
+        last = self.register_load_state_dict_pre_hook(take)  # after users' hooks, which see all
+        first = self.register_load_state_dict_post_hook(lambda _: self._restore(own), prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            last.remove()
+            first.remove()
+
+    def __getstate__(self) -> dict[str, Any]:  # Any: attributes
+        return {name: self.__dict__[name] for name in ("defaults", "state", "param_groups", *self.OWN)}
+
+    def _past(self, **more: Any) -> str:  # Any: JSON values
+        """What depends on the past, as JSON."""
+        common = {"format": FORMAT, "solver": solver_spec(self.solver), "steps": self.steps, "tally": self._tally.state_dict()}
+        return json.dumps({**common, **more})
+
+    def _check_common(self, own: dict[str, Any]) -> None:  # Any: plain Python and tensors
+        """Refuse a state of a later format or of another solver.
+
+        Raises:
+            ValueError: it is.
+        """
         past = json.loads(own["past"])
         if past.get("format", 1) > FORMAT:
             raise ValueError(
@@ -73,18 +111,6 @@ class CurvatureOptimizer(torch.optim.Optimizer):
                 f"this state_dict was saved with the solver {past['solver']}, this optimizer has {solver_spec(self.solver)}: "
                 "build it with the solver it was saved with"
             )
-        self._check(own)
-        groups = [{k: v for k, v in group.items() if k != self.KEY} for group in state_dict["param_groups"]]
-        super().load_state_dict({**state_dict, "param_groups": groups})
-        self._restore(own)
-
-    def __getstate__(self) -> dict[str, Any]:  # Any: attributes
-        return {name: self.__dict__[name] for name in ("defaults", "state", "param_groups", *self.OWN)}
-
-    def _past(self, **more: Any) -> str:  # Any: JSON values
-        """What depends on the past, as JSON."""
-        common = {"format": FORMAT, "solver": solver_spec(self.solver), "steps": self.steps, "tally": self._tally.state_dict()}
-        return json.dumps({**common, **more})
 
     def _load_common(self, own: dict[str, Any]) -> dict[str, Any]:  # Any: plain Python and tensors
         """Take over what all of them save; returns the past."""

@@ -92,6 +92,7 @@ class NaturalGradient(CurvatureOptimizer):
         generator: torch.Generator | None = None,
     ) -> None:
         self._built = False
+        model = getattr(model, "_orig_mod", model)  # of torch.compile, whose wrapper cannot be copied while hooks lead to it
         check_generator(generator, model)
         self.solver, self.damping, self._policy, self.generator = solver, damping, policy, generator
         super().__init__(list(groups), defaults)

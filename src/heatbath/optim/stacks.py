@@ -138,11 +138,14 @@ class Stack:
         }
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        """From `state_dict`; tensors move to the stack's device and are copied, so that the source stays untouched."""
-        device = self.boost.device
+        """From `state_dict`; tensors move to the stack's device and are copied, so that the source stays untouched.
+
+        What was saved in another precision than the stack's (float64 of a model that is float32 now) is cast.
+        """
+        device, there, here = self.boost.device, state_dict["boost"].dtype, self.dtype
 
         def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, copy=True)
+            return tensor.to(device, here if tensor.dtype == there else tensor.dtype, copy=True)
 
         self.boost = move(state_dict["boost"])
         self.mean = map_tensors(move, unpack(from_plain(state_dict["mean"])))
