@@ -1,4 +1,4 @@
-"""What optimizers with curvature have in common, layerwise and joint: their books, and their place in a `state_dict`.
+"""What optimizers with curvature have in common, layerwise and joint: the step, their statistics, their `state_dict`.
 
 `torch.optim.Optimizer.load_state_dict` casts floating state to the parameters' dtype, which would turn float32 factors of bf16
 weights into bf16; so curvature travels beside it, in a form that `torch.load(weights_only=True)` reads: in the first parameter
@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
-from heatbath.optim.tally import Tally
+from heatbath.curvature import norms
+from heatbath.optim.damping import LevenbergMarquardt
+from heatbath.optim.scaling import LossScale, loss_scale
+from heatbath.optim.tally import Pass, Tally
 from heatbath.solvers import Solver
 from heatbath.work import Work
 
@@ -30,6 +34,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
     Attributes:
         KEY: of its own state in the first parameter group of a `state_dict`.
         OWN: attributes that make it up, beside torch's own; all others are found from these.
+        scaler: the GradScaler that scales the loss, if any; needed only where something else than `scaler.step` calls `step`.
     """
 
     KEY: ClassVar[str]
@@ -37,7 +42,64 @@ class CurvatureOptimizer(torch.optim.Optimizer):
     solver: Solver[Any]  # Any: any state
     generator: torch.Generator | None
     steps: int
+    scaler: torch.amp.GradScaler | None = None
     _tally: Tally
+
+    @torch.no_grad()
+    def step(
+        self, closure: Callable[[], Any] | None = None, *, evaluate: Callable[[], Tensor] | None = None
+    ) -> Any:  # Any: closure's
+        """One update of every parameter that has a gradient.
+
+        Args:
+            closure: re-evaluates the model and returns the loss; called once.
+            evaluate: returns the loss of the same batch at the present parameters, without backward; called before and after
+                the update on the steps where damping adapts (`Policy.adapt`), without gradients.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            ValueError: damping adapts and there is no `evaluate`; for `NGD` and `TNGD`, nothing was observed, or outputs differ
+                when the model is run again.
+        """
+        adapt = self.adaptation
+        if adapt is not None and evaluate is None:
+            raise ValueError("damping adapts by the loss after a step: call step(evaluate=lambda: loss_fn(model(x), y))")
+        loss = loss_of(closure)
+        if not self.bring_up_to_date(loss_scale(self, self.scaler)):  # no gradients, an overflow, or a dry run
+            return loss
+        if adapt is not None and evaluate is not None and adapt.due(self.steps):
+            count = self._count()
+            before = objective(evaluate, self.param_groups, count)
+            predicted = self._apply(predict=True)
+            adapt.renew(self.param_groups, (before - objective(evaluate, self.param_groups, count)) / predicted)
+            self._tally.add_passes({Pass.EVALUATE: 2})
+        else:
+            self._apply()
+        self.finish_step()
+        return loss
+
+    @property
+    @abstractmethod
+    def adaptation(self) -> LevenbergMarquardt | None:
+        """What adapts λ, if anything does."""
+
+    @abstractmethod
+    def bring_up_to_date(self, scale: LossScale, /) -> bool:
+        """Bring gradients and curvature up to date; false where there is nothing to do."""
+
+    @abstractmethod
+    def finish_step(self) -> None:
+        """Count a step, and forget what belongs to it."""
+
+    @abstractmethod
+    def _count(self) -> int | Tensor:
+        """What gradients are divided by to be those of a mean."""
+
+    @abstractmethod
+    def _apply(self, *, predict: bool = False) -> Tensor:
+        """Solve, and move all parameters; returns the predicted reduction of the loss, 0-d, if asked to, else 0."""
 
     @property
     def work(self) -> Work:
@@ -137,6 +199,17 @@ class CurvatureOptimizer(torch.optim.Optimizer):
     @abstractmethod
     def _restore(self, own: dict[str, Any], /) -> None:  # Any: as above
         """Take over a saved state that fits."""
+
+
+def objective(
+    evaluate: Callable[[], Tensor], groups: Sequence[dict[str, Any]], count: int | Tensor
+) -> Tensor:  # Any: torch's own type
+    """The loss as a mean over examples, with the L2 penalties that gradients include, 0-d; `count` divides a summed loss."""
+    value = torch.as_tensor(evaluate()).detach() / count
+    for group in groups:
+        if group["l2"]:
+            value = value + 0.5 * group["l2"] * torch.stack(norms(group["params"])).square().sum()
+    return value
 
 
 def solver_spec(solver: Solver[Any]) -> str:  # Any: any state

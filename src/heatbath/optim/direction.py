@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from heatbath.curvature import norms
 from heatbath.optim.packing import Packing
 from heatbath.optim.quadratic import Linearization, Minimum, minimize
 from heatbath.optim.stacks import Stack
@@ -100,17 +99,6 @@ class Direction:
             image = ((stack.corrected or stack.mean) @ m) + damping[i] * m
             parts.append(lr * (self.gradients[i] * m).sum() - 0.5 * lr**2 * (m * image).sum())
         return _total(parts)
-
-
-def objective(
-    evaluate: Callable[[], Tensor], groups: Sequence[dict[str, Any]], count: int | Tensor
-) -> Tensor:  # Any: torch's own type
-    """The loss as a mean over examples, with the L2 penalties that gradients include, 0-d; `count` divides a summed loss."""
-    value = torch.as_tensor(evaluate()).detach() / count
-    for group in groups:
-        if group["l2"]:
-            value = value + 0.5 * group["l2"] * torch.stack(norms(group["params"])).square().sum()
-    return value
 
 
 def _total(parts: Sequence[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -19,13 +19,13 @@ from torch._compile import _disable_dynamo
 
 from heatbath.curvature import Fisher, InputCapture, InputOnly, JacobianRoot, Passage, Reduction, Sighting, is_parallel, sight
 from heatbath.operators import Gram, from_plain, scalar, to_plain
-from heatbath.optim.base import CurvatureOptimizer, loss_of
+from heatbath.optim.base import CurvatureOptimizer
 from heatbath.optim.coverage import Coverage, Covered
-from heatbath.optim.direction import objective
+from heatbath.optim.damping import LevenbergMarquardt
 from heatbath.optim.joint_policy import JointPolicy, check_repeats
 from heatbath.optim.options import AdamW, check_generator, complete_group, own_parameters
-from heatbath.optim.scaling import loss_scale
-from heatbath.optim.tally import Pass, Tally
+from heatbath.optim.scaling import LossScale
+from heatbath.optim.tally import Tally
 from heatbath.optim.updates import adam_step, apply_momentum, apply_update
 from heatbath.solvers import Full, SmallSide, Solution, Solver, usable
 
@@ -47,10 +47,6 @@ class JointNaturalGradient(CurvatureOptimizer):
         adam: pass the natural gradient to Adam's rule instead of heavy-ball momentum.
         generator: randomness of sampled Fishers and noisy solvers; its state is checkpointed.
 
-    Attributes:
-        scaler: the GradScaler that scales the loss, if any; needed only where something else than
-            `scaler.step` calls `step`.
-
     Raises:
         TypeError: a Fisher that has no vectors at the outputs.
         ValueError: groups with different damping or l2.
@@ -69,7 +65,6 @@ class JointNaturalGradient(CurvatureOptimizer):
         "_memory",
         "capture",
     )
-    scaler: torch.amp.GradScaler | None = None
 
     def __init__(
         self,
@@ -92,6 +87,8 @@ class JointNaturalGradient(CurvatureOptimizer):
         self.adam, self.generator = adam, generator
         self.steps = 0
         self._tally = Tally()
+        self._matrix: Gram | None = None  # the damped curvature of this step
+        self._divisor = torch.ones(())
         self._memory: Any = None  # Any: state of the solver, where it remembers
         self._seen: list[Sighting] = []
         self.capture = InputCapture(model)
@@ -141,51 +138,31 @@ class JointNaturalGradient(CurvatureOptimizer):
             self._seen.append(sight(call, outputs, fisher=self.fisher, told=told, generator=self.generator))
         return outputs
 
-    @torch.no_grad()
-    def step(
-        self, closure: Callable[[], Any] | None = None, *, evaluate: Callable[[], Tensor] | None = None
-    ) -> Any:  # Any: closure's
-        """One update of every parameter that has a gradient.
+    @property
+    def adaptation(self) -> LevenbergMarquardt | None:
+        """The policy's."""
+        return self.policy.adapt
+
+    def bring_up_to_date(self, scale: LossScale) -> bool:
+        """Bring the curvature of the batch up to date; false where there is nothing to do.
 
         Args:
-            closure: re-evaluates the model, observes, and returns the loss; called once.
-            evaluate: returns the loss of the same batch at the present parameters; called without gradients before and after
-                the update on the steps where damping adapts (`JointPolicy.adapt`).
-
-        Returns:
-            What the closure returned, or None.
+            scale: what a GradScaler did to the gradients.
 
         Raises:
-            ValueError: nothing was observed, outputs differ when the model is run again, or damping adapts and there is no
-                `evaluate`.
+            ValueError: nothing was observed, or outputs differ when the model is run again.
         """
-        adapt = self.policy.adapt
-        if adapt is not None and evaluate is None:
-            raise ValueError("damping adapts by the loss after a step: call step(evaluate=lambda: loss_fn(model(x), y))")
-        loss = loss_of(closure)
         if not self._ready():
-            return loss
+            return False
         terms = self._terms()
-        curvature = self._curvature(terms, loss_scale(self, self.scaler).captured)
-        count = terms if self.policy.reduction is Reduction.SUM else torch.ones_like(terms)
-        gradient = self._gradient(count)
-        natural, finite = self._solve(curvature, gradient)
-        scale = self._trust(natural, gradient)
-        self._tally.add_step(scale, finite)
-        if adapt is not None and evaluate is not None and adapt.due(self.steps):
-            before = objective(evaluate, self.param_groups, count)
-            old = _flat(self._parameters())
-            self._move(self._split(natural * scale), finite)
-            moved = old - _flat(self._parameters())
-            predicted = gradient @ moved - 0.5 * (moved @ (curvature @ moved))
-            reduction = before - objective(evaluate, self.param_groups, count)
-            adapt.renew(self.param_groups, (reduction / predicted).to(gradient))
-            self._tally.add_passes({Pass.EVALUATE: 2})
-        else:
-            self._move(self._split(natural * scale), finite)
+        self._divisor = terms if self.policy.reduction is Reduction.SUM else torch.ones_like(terms)
+        self._matrix = self._curvature(terms, scale.captured)
+        return True
+
+    def finish_step(self) -> None:
+        """Count a step, and forget what belongs to it."""
         self.steps += 1
-        self._seen = []
-        return loss
+        self._seen, self._matrix = [], None
 
     # --- inside -----------------------------------------------------------------------------------------------------------
 
@@ -212,6 +189,24 @@ class JointNaturalGradient(CurvatureOptimizer):
             for p in self._parameters():
                 self.state[p]  # a defaultdict
         return False
+
+    def _count(self) -> Tensor:
+        """What gradients are divided by to be those of a mean over terms, 0-d."""
+        return self._divisor
+
+    def _apply(self, *, predict: bool = False) -> Tensor:
+        """Solve, and move all parameters; returns the predicted reduction of the loss, 0-d, if asked to, else 0."""
+        assert self._matrix is not None
+        gradient = self._gradient(self._divisor)
+        natural, finite = self._solve(self._matrix, gradient)
+        scale = self._trust(natural, gradient)
+        self._tally.add_step(scale, finite)
+        old = _flat(self._parameters()) if predict else gradient
+        self._move(self._split(natural * scale), finite)
+        if not predict:
+            return torch.zeros_like(scale)
+        moved = old - _flat(self._parameters())
+        return gradient @ moved - 0.5 * (moved @ (self._matrix @ moved))
 
     def _terms(self) -> Tensor:
         """D of what was observed, 0-d."""
@@ -326,7 +321,7 @@ class JointNaturalGradient(CurvatureOptimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:  # Any: attributes
         super().__setstate__(state)
         if "capture" in state:  # a copy, whose model has the copied hook; torch's load_state_dict comes by here too
-            self._seen = []
+            self._seen, self._matrix = [], None
             weakref.finalize(self, InputCapture.detach, self.capture).atexit = False
 
 

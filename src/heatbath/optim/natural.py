@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,11 +22,11 @@ from torch._compile import _disable_dynamo
 
 from heatbath.curvature import Capture, Reduction, Sharing, Site, attach_hooks, is_parallel, norms, piece, share
 from heatbath.layers import Rows
-from heatbath.optim.base import CurvatureOptimizer, loss_of
+from heatbath.optim.base import CurvatureOptimizer
 from heatbath.optim.corrected import correct
 from heatbath.optim.coverage import Coverage, describe
-from heatbath.optim.damping import Damping, RelativeDamping
-from heatbath.optim.direction import Direction, objective
+from heatbath.optim.damping import Damping, LevenbergMarquardt, RelativeDamping
+from heatbath.optim.direction import Direction
 from heatbath.optim.layout import Layout
 from heatbath.optim.observing import Seen, nothing_captured, passed_terms, summed_terms, turned_round
 from heatbath.optim.options import at_rest, check_generator, complete_group, own_parameters
@@ -34,7 +34,7 @@ from heatbath.optim.packing import strided
 from heatbath.optim.policy import Policy
 from heatbath.optim.recut import check_blocks, is_cut_alike, recut
 from heatbath.optim.refresh import Refresher, update_averages
-from heatbath.optim.scaling import LossScale, loss_scale
+from heatbath.optim.scaling import LossScale
 from heatbath.optim.schedule import Timetable
 from heatbath.optim.stacks import Stack
 from heatbath.optim.tally import Pass, Tally
@@ -56,9 +56,6 @@ class NaturalGradient(CurvatureOptimizer):
         damping: how λ joins the curvature.
         policy: the rest: intervals, averaging, trust.
         generator: randomness for noisy solvers; its state is checkpointed.
-
-    Attributes:
-        scaler: the GradScaler that scales the loss, if any; needed only where something else than `scaler.step` calls `step`.
     """
 
     KEY = "natural"
@@ -78,7 +75,6 @@ class NaturalGradient(CurvatureOptimizer):
     )
     _timetable: Timetable
     _step_supports_amp_scaling = True  # see `scaling`
-    scaler: torch.amp.GradScaler | None = None
 
     def __init__(
         self,
@@ -275,40 +271,10 @@ class NaturalGradient(CurvatureOptimizer):
 
     # --- the step ----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def step(
-        self, closure: Callable[[], Any] | None = None, *, evaluate: Callable[[], Tensor] | None = None
-    ) -> Any:  # Any: closure's
-        """One update of every parameter that has a gradient.
-
-        Args:
-            closure: re-evaluates the model and returns the loss; called once.
-            evaluate: returns the loss of the same batch at the present parameters, without backward; called before and after
-                the update on the steps where damping adapts (`Policy.adapt`), without gradients.
-
-        Returns:
-            What the closure returned, or None.
-
-        Raises:
-            ValueError: damping adapts and there is no `evaluate`.
-        """
-        if self.policy.adapt is not None and evaluate is None:
-            raise ValueError("damping adapts by the loss after a step: call step(evaluate=lambda: loss_fn(model(x), y))")
-        loss = loss_of(closure)
-        if not self.bring_up_to_date(loss_scale(self, self.scaler)):
-            return loss
-        adapt = self.policy.adapt
-        if adapt is not None and evaluate is not None and adapt.due(self.steps):
-            count = self._count()
-            before = objective(evaluate, self.param_groups, count)
-            predicted = self._apply(predict=True)
-            ratio = (before - objective(evaluate, self.param_groups, count)) / predicted
-            adapt.renew(self.param_groups, ratio)
-            self._tally.add_passes({Pass.EVALUATE: 2})
-        else:
-            self._apply()
-        self.finish_step()
-        return loss
+    @property
+    def adaptation(self) -> LevenbergMarquardt | None:
+        """The policy's."""
+        return self.policy.adapt
 
     def finish_step(self) -> None:
         """Count a step, forget what belongs to it, and say whether the next one captures factors."""
