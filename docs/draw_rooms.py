@@ -16,6 +16,7 @@ FLOORS = [
     ["cli"],
     ["recipes"],
     ["experiments"],
+    ["prediction"],
     ["optim", "samplers", "costs"],
     ["curvature", "solvers"],
     ["layers", "machines"],
@@ -32,7 +33,7 @@ def count_imports() -> Counter[tuple[str, str]]:
     for module in graph.modules:
         for target in graph.find_modules_directly_imported_by(module):
             pair = tuple(name.split(".")[1] if "." in name else "" for name in (module, target))
-            if all(pair) and pair[0] != pair[1]:
+            if all(pair) and "__main__" not in pair and pair[0] != pair[1]:
                 counts[pair] += 1  # type: ignore[index]  # a pair
     return counts
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -306,3 +308,19 @@ def test_mistakes_are_named_before_any_work() -> None:
         predict(model, F.cross_entropy, (x, y), optimizer=lambda m: torch.optim.SGD(model.parameters()))
     with pytest.raises(TypeError, match="got str"):
         predict(build(), F.cross_entropy, (x, y), optimizer=lambda m: "adamw")
+
+
+@pytest.mark.slow
+def test_the_page_prints_what_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "predict.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, names)
+    bills = names["bills"]
+    shown = [capsys.readouterr().out, str(bills["K-FAC, machine inverts"])]
+    said = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+    assert [[line.split() for line in text.splitlines()] for text in shown] == [
+        [line.split() for line in text.splitlines()] for text in said
+    ]
+    drives, settle = 2049, 50e-6  # the longest machine of a refresh inverts by 2,049 drives
+    assert machine_seconds(bills["K-FAC, machine inverts"].phases["refresh"]) == pytest.approx(drives * settle / 10)
