@@ -33,13 +33,17 @@ def update_averages(stacks: Sequence[Stack], policy: Policy, *, terms: Tensor | 
     Args:
         stacks: all stacks.
         policy: says how the loss joins its terms, and how fast averages forget.
-        terms: D; a 0-d tensor for observed outputs, None if rows have to tell.
+        terms: D; a 0-d tensor where outputs were observed, None if rows have to tell.
         scale: what captured gradients were multiplied by, 0-d; None: 1.
 
     Returns:
         Which stacks captured anything.
     """
     reduction = policy.reduction
+    if isinstance(terms, Tensor) and not policy.fisher.observes and reduction is not Reduction.SUM:
+        for sums in (stack.sums for stack in stacks if stack.sums.filled):  # whole terms, as pulled vectors bring them
+            for tensor in sums.of_gradients():
+                tensor.mul_(terms.to(tensor).square())
     if policy.distributed and is_parallel():
         terms = join_processes([stack.sums for stack in stacks if stack.awake], reduction, terms)
         reduction = Reduction.SUM
