@@ -204,6 +204,21 @@ def test_fewer_machines_than_matrices_are_sent_them_at_every_step() -> None:
     assert many.phases["solve"].seconds_by_part["upload"] == 0
 
 
+def test_machines_on_one_link_wait_for_all_bits() -> None:
+    """16 bits for each entry of a matrix at a refresh, and for each number driven and read at a step."""
+    build, batch = TASKS["mlp"]
+    make = partial(hb.KFAC, solver=hb.ThermodynamicSolve(MACHINE), policy=hb.Policy(factor_every=2, refresh_every=2))
+    slow, fast = (hb.predict(build(), F.cross_entropy, batch, optimizer=make, link=link) for link in (1e3, 1e15))
+    matrices = (11**2 + 16**2 + 17**2 + 4**2) * 16
+    assert machine_seconds(slow.phases["refresh"]) == 0
+    assert slow.phases["refresh"].seconds_by_part["upload"] == pytest.approx(matrices / 1e3 / 2)
+    jobs = slow.work["solve"].jobs
+    assert sum(job.cells * job.drives * count for job, count in jobs.items()) == 2 * (16 * 11 + 4 * 17)
+    assert {(job.drive_bits, job.read_bits) for job in jobs} == {(16.0 * job.cells, 16.0 * job.cells) for job in jobs}
+    assert machine_seconds(slow.phases["solve"]) == pytest.approx(2 * (16 * 11 + 4 * 17) * 2 * 16 / 1e3)
+    assert fast == hb.predict(build(), F.cross_entropy, batch, optimizer=make)
+
+
 def test_another_machine_takes_the_place_of_the_solvers() -> None:
     build, batch = TASKS["mlp"]
     make = partial(hb.KFAC, solver=hb.ThermodynamicSolve(MACHINE))
@@ -306,6 +321,10 @@ def test_mistakes_are_named_before_any_work() -> None:
     model = build()
     with pytest.raises(ValueError, match="the model that it is given"):
         predict(model, F.cross_entropy, (x, y), optimizer=lambda m: torch.optim.SGD(model.parameters()))
+    with pytest.raises(ValueError, match="positive number of bits per second, got 0"):
+        predict(build(), F.cross_entropy, (x, y), link=0)
+    with pytest.raises(ValueError, match="at least one machine"):
+        predict(build(), F.cross_entropy, (x, y), machines=0)
     with pytest.raises(TypeError, match="got str"):
         predict(build(), F.cross_entropy, (x, y), optimizer=lambda m: "adamw")
 

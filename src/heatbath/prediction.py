@@ -47,6 +47,7 @@ def predict(
     machine: Machine | MachineSpec | None = None,
     machines: int | None = None,
     replicas: int = 1,
+    link: float | None = None,
 ) -> StepBill:
     """What one training step costs in the long run, without making one.
 
@@ -65,23 +66,24 @@ def predict(
         machines: how many there are in all; None: one for every matrix that is held, times `replicas`. Where they are fewer
             than the matrices that are solved with in a step, each is sent in every step.
         replicas: machines that hold the same matrix and share its drives.
+        link: bits per second that all machines share, whatever each of them could take; None: no such limit.
 
     Returns:
         Seconds and joules a step, in all and by phase; what nobody stated stays "at least".
 
     Raises:
         TypeError: something that is no model, batch, machine or optimizer.
-        ValueError: the loss is no 0-d tensor; the model cannot be run on such a batch, or only with values; the optimizer's
-            work is not counted.
+        ValueError: no machines, or a link that carries nothing; the loss is no 0-d tensor; the model cannot be run on such a
+            batch, or only with values; the optimizer's work is not counted.
 
     >>> batch = torch.rand(32, 64), torch.rand(32, 8)
     >>> bill = predict(nn.Linear(64, 8), nn.functional.mse_loss, batch, optimizer=torch.optim.AdamW)
     >>> list(bill.phases), bill.work["solve"].flops  # 16 operations for each of 520 parameters
     (['passes', 'solve'], 8320.0)
     """
+    placed = Hardware(h100() if hardware is None else hardware, None, half, machines, replicas, link)
     steps, spec = count_steps(model, loss, batch, optimizer=optimizer, machine=machine)
-    digital = h100() if hardware is None else hardware
-    return mean_bill(steps, Hardware(digital, spec, half, machines, replicas))
+    return mean_bill(steps, replace(placed, spec=spec))
 
 
 def count_steps(

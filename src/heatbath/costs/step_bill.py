@@ -38,9 +38,10 @@ class Hardware:
         half: the digital side with products in lower precision, for refreshes by products; None: it has none.
         machines: in all; None: one for every matrix that is held, times `replicas`.
         replicas: machines that hold the same matrix and share its drives.
+        link: bits per second that all machines share, whatever each of them could take; None: no such limit.
 
     Raises:
-        ValueError: no machine.
+        ValueError: no machine, or a link that is not positive.
     """
 
     digital: Digital
@@ -48,16 +49,32 @@ class Hardware:
     half: Digital | None = None
     machines: int | None = None
     replicas: int = 1
+    link: float | None = None
 
     def __post_init__(self) -> None:
         if self.replicas < 1 or (self.machines is not None and self.machines < 1):
             raise ValueError(f"a fleet needs at least one machine, got machines={self.machines}, replicas={self.replicas}")
+        if self.link is not None and not 0 < self.link < math.inf:
+            raise ValueError(f"a link carries a positive number of bits per second, got {self.link}; None sets no limit")
 
     def cost(self, work: Work, *, half: bool = False) -> Bill:
         """One phase."""
         digital = self.half if half and self.half is not None else self.digital
         machines = {} if self.spec is None else {self.spec.name: self.spec}
-        return price(work, digital=digital, machines=machines, copies=self.machines or MANY)
+        bill = price(work, digital=digital, machines=machines, copies=self.machines or MANY)
+        return bill if self.link is None else bill + _wait(work, bill, self.link)
+
+
+def _wait(work: Work, bill: Bill, link: float) -> Bill:
+    """Seconds that machines wait for one link: what all bits take on it, less what the machines take anyway."""
+    uploaded = sum(count * job.upload_bits for job, count in work.jobs.items())
+    driven = sum(count * job.drives * (job.drive_bits + job.read_bits) for job, count in work.jobs.items())
+    machines = bill.seconds - bill.seconds_by_part.get("digital", 0.0)
+    wait = (uploaded + driven) / link - machines
+    if wait <= 0:
+        return Bill()
+    share = uploaded / (uploaded + driven)
+    return Bill({"upload": wait * share, "drive": wait * (1 - share)})
 
 
 @dataclass(frozen=True)
