@@ -8,7 +8,7 @@ thermox (PyPI) simulates dx = −A(x − A⁻¹b)dt + dW at the times of the rea
 
 thermox draws every read of a trajectory and averages them; heatbath draws the average from its law, which is not the same task
 with the same answer but a shorter way to it. Like for like is the row "every read", where heatbath too draws each read
-(`ReadByRead`, as it must where a converter makes reads differ from voltages). Seconds are of CPU, all
+(`Emulator.read_by_read`, as it must where a converter makes reads differ from voltages). Seconds are of CPU, all
 threads together, one thread asked for on both sides, float32, the best of a few runs after one that compiles. Accuracy: m
 solves in the eigenbasis of A, less their exact mean and over their exact deviation by law (b), have a mean square of
 1 ± √(2/mn); an inverse errs by what law (d) says. For the fast law, whose reading is the analog average over the same time,
@@ -35,8 +35,19 @@ import torch
 from torch import Tensor
 
 from heatbath.experiments.environment import host, versions
-from heatbath.machines import CorrelatedNoise, ExactLaw, FastLaw, Machine, MachineSpec, ReadByRead, Schedule
-from heatbath.machines.process import continuous_average, covariance_variance, sampled_average
+from heatbath.machines import (
+    CorrelatedNoise,
+    Emulator,
+    ExactDynamics,
+    Machine,
+    MachineSpec,
+    Schedule,
+    SettledApproximation,
+)
+from heatbath.machines.dynamics import Clock, average
+from heatbath.machines.dynamics.base import READING
+from heatbath.machines.dynamics.ornstein_uhlenbeck import covariance_variance
+from heatbath.machines.oracle import oracle
 
 READS, INVERSE_READS, DT, BURN_IN = 1000, 2000, 1.0, 200  # as many inverse reads as keep n = 1024 short
 MACHINE = Machine(MachineSpec(name="thermox's", tau=1.0, noise_volts_rms=math.sqrt(0.5)))
@@ -67,9 +78,9 @@ def timed(work: Callable[[], Any], repeats: int) -> tuple[float, Any]:  # Any: w
 def whitened(values: Tensor, matrix: Tensor, drive: Tensor, *, reads: int | None) -> float:
     """Mean square of solves `[m, n]` in units of their exact deviation: 1 ± √(2/mn) for an exact emulator."""
     rates, modes = torch.linalg.eigh(matrix)
-    span = {"burn_in": BURN_IN * DT, "duration": READS * DT, "noise": 0.5}
-    law = continuous_average(rates, **span) if reads is None else sampled_average(rates, **span, reads=reads)
-    z = (values.double() @ modes - law.gain * (drive @ modes)) / law.variance.sqrt()
+    law = average(rates, Clock(BURN_IN * DT, READS * DT, reads), noise=0.5)
+    deviation = law.covariance[..., READING, READING].sqrt()
+    z = (values.double() @ modes - law.gain[..., READING] * (drive @ modes)) / deviation
     return z.square().mean().item()
 
 
@@ -88,14 +99,19 @@ def ours(n: int, repeats: int) -> dict[str, Any]:  # Any: JSON values
     analog = Schedule(BURN_IN * DT, READS * DT)
     generator = torch.Generator().manual_seed(n)
     found: dict[str, Any] = {}
-    laws = (("exact law", ExactLaw, sampled, 10), ("fast law", FastLaw, analog, 10), ("every read", ReadByRead, sampled, 1))
-    for name, law, schedule, times in laws:
+    each = Machine(Emulator(MACHINE.spec, read_by_read=True))
+    laws = (
+        ("exact law", MACHINE, ExactDynamics, sampled, 10),
+        ("fast law", MACHINE, SettledApproximation, analog, 10),
+        ("every read", each, ExactDynamics, sampled, 1),
+    )
+    for name, machine, law, schedule, times in laws:
 
-        def prepare(law: Any = law, schedule: Schedule = schedule) -> Any:  # Any: a law, a Programmed
-            return MACHINE.program(single, schedule=schedule, law=law, check=False)
+        def prepare(machine: Machine = machine, law: Any = law, schedule: Schedule = schedule) -> Any:  # Any: a Programmed
+            return machine.program(single, schedule=schedule, circuit=law, check=False)
 
-        def run(held: Any, rows: Tensor, schedule: Schedule = schedule) -> Tensor:  # Any: a Programmed
-            return MACHINE.run(held, rows, schedule=schedule, keep_end=False, generator=generator).mean
+        def run(held: Any, rows: Tensor, machine: Machine = machine, schedule: Schedule = schedule) -> Tensor:  # Any: the same
+            return machine.run(held, rows, schedule=schedule, keep_end=False, generator=generator).mean
 
         first, _ = timed(lambda prepare=prepare, run=run: run(prepare(), row), repeats)
         held = prepare()
@@ -135,8 +151,9 @@ def ours_uneven(case: dict[str, Tensor]) -> dict[str, float | str]:
     """Errors of this library's stationary covariance: of the law, and of 20,000 reads."""
     machine = Machine(MachineSpec(name="uneven", tau=1.0, noise_volts_rms=math.sqrt(5.0)))  # (2/β) R = noise, R ≤ 1
     once = Schedule(200.0, 0.0, reads=1)
-    programmed = machine.program(case["matrix"], schedule=once, law=CorrelatedNoise(case["noise"] / 10))
-    root, modes = programmed.law.root[:2], programmed.law.exact.modes
+    programmed = machine.program(case["matrix"], schedule=once, circuit=CorrelatedNoise(case["noise"] / 10))
+    dynamics = oracle(programmed).dynamics
+    root, modes = dynamics.root[:2], dynamics.modes
     reading = machine.read_covariance(
         programmed, reads=20_000, interval=20.0, burn_in=200.0, generator=torch.Generator().manual_seed(0)
     )

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 import heatbath as hb
 from heatbath.experiments.environment import host, versions
-from heatbath.machines import Fault, Faulty, Machine, with_bits
+from heatbath.machines import Fault, FaultInjector, Machine, with_bits
 from heatbath.recipes import digits_mlp
 from heatbath.solvers import Cholesky, Guarded, Solver, ThermodynamicInverse, ThermodynamicSolve
 
@@ -33,17 +33,17 @@ EIGHT = with_bits(hb.load_machine("tngd-2024"), matrix=8, drive=8, read=8)
 COUNTS = ("retried", "redamped", "fell_back", "indefinite", "nonfinite", "late")
 
 
-def machines() -> dict[str, tuple[Machine | Faulty, float | None]]:
+def machines() -> dict[str, tuple[Machine, float | None]]:
     """Machines by what is wrong with them, and the residual above which an answer is refused; None: not measured."""
     healthy = Machine(EIGHT)
     coarse = Machine(with_bits(EIGHT, matrix=4))
     return {
         "nothing": (healthy, None),
         "1 % of the cells are dead": (Machine(replace(EIGHT, dead_cells=0.01)), None),
-        "every 50th call returns NaN": (Faulty(healthy, Fault.NONFINITE, every=50), None),
-        "every 50th call is late": (Faulty(healthy, Fault.LATE, every=50), None),
-        "every 50th call returns garbage": (Faulty(healthy, Fault.GARBAGE, every=50), None),
-        "the same, residuals measured": (Faulty(healthy, Fault.GARBAGE, every=50), 1.0),
+        "every 50th call returns NaN": (Machine(FaultInjector(healthy.device, Fault.NONFINITE, every=50)), None),
+        "every 50th call is late": (Machine(FaultInjector(healthy.device, Fault.LATE, every=50)), None),
+        "every 50th call returns garbage": (Machine(FaultInjector(healthy.device, Fault.GARBAGE, every=50)), None),
+        "the same, residuals measured": (Machine(FaultInjector(healthy.device, Fault.GARBAGE, every=50)), 1.0),
         "4 bits: indefinite at every refresh": (coarse, None),
     }
 

@@ -131,7 +131,7 @@ SAMPLE = ["sample", "--precision", "L.npy", "--machine", "noisy.toml"]
         ([*SAMPLE, "--potential", "L.npy"], "must have 1 dimension(s), got shape (3, 3)"),
         ([*SAMPLE, "--out", "s.csv"], "written to a .npy file, got --out s.csv"),
         ([*SAMPLE, "--reads", "0"], "sampling needs reads and chains >= 1"),
-        (["sample", "--precision", "L.npy", "--machine", "silent.toml"], "machine 'silent' has no noise to sample"),
+        (["sample", "--precision", "L.npy", "--machine", "silent.toml"], "machine 'silent' has no noise to read"),
         (["sample", "--precision", "skew.npy", "--machine", "noisy.toml"], "skew.npy is not symmetric"),
         (["sample", "--precision", "M.npy", "--machine", "noisy.toml"], "the file of the matrix, M.npy, does not exist"),
         ([*BOX[:-2]], "inequalities and at_most belong together, got only inequalities"),

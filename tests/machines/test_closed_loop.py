@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from heatbath.machines import ClosedLoop, ClosedLoopLaw, Machine, MachineSpec, Schedule
-from heatbath.machines.imperfections import CAPACITANCE, mismatch_like
+from heatbath.machines import ClosedLoop, Machine, MachineSpec, Schedule
+from heatbath.machines.emulator.imperfections import CAPACITANCE, mismatch_like
+from heatbath.machines.oracle import oracle
 
 TAU = 1e-6
 IDEAL = Machine(MachineSpec(name="loop", tau=TAU))
@@ -33,7 +34,7 @@ def kirchhoff(matrix: Tensor, gain: float | None) -> tuple[Tensor, Tensor]:
 
 
 def answer(matrix: Tensor, drive: Tensor, seconds: float, gain: float | None, machine: Machine = IDEAL) -> Tensor:
-    programmed = machine.program(matrix, law=ClosedLoop(gain))
+    programmed = machine.program(matrix, circuit=ClosedLoop(gain))
     return machine.run(programmed, drive, schedule=Schedule(seconds, 0.0, reads=1)).mean
 
 
@@ -50,7 +51,7 @@ def test_settling_curve_is_the_circuits(gain: float | None, taus: float) -> None
 def test_slowest_rate_is_the_smallest_eigenvalue_of_the_associated_matrix() -> None:
     matrix = matrix_of()
     for gain in (None, 100.0):
-        law = IDEAL.program(matrix, law=ClosedLoop(gain)).law
+        law = oracle(IDEAL.program(matrix, circuit=ClosedLoop(gain))).dynamics
         want = torch.linalg.eigvals(kirchhoff(matrix, gain)[0]).real.min()
         torch.testing.assert_close(law.slowest, want, rtol=1e-10, atol=0)
 
@@ -76,7 +77,7 @@ def test_noise_and_inertia_are_left_out() -> None:
 def test_mismatched_amplifiers_settle_at_their_own_pace_to_the_same_answer() -> None:
     uneven = Machine(MachineSpec(name="uneven", tau=TAU, capacitance_mismatch=0.2), serial=3)
     matrix, drive = matrix_of(), torch.ones(5, dtype=torch.float64)
-    speed = torch.exp(-0.2 * mismatch_like(matrix, 3, CAPACITANCE, torch.Size(), (5,)))
+    speed = torch.exp(-0.2 * mismatch_like(matrix[0], [3], CAPACITANCE, (5,)))
     rates, weights = kirchhoff(matrix, None)
     rates, weights = speed[:, None] * rates, speed * weights
     settled = torch.linalg.solve(matrix, drive)
@@ -84,19 +85,12 @@ def test_mismatched_amplifiers_settle_at_their_own_pace_to_the_same_answer() -> 
     torch.testing.assert_close(answer(matrix, drive, 4 * TAU, None, uneven), want, rtol=1e-10, atol=1e-12)
 
 
-def test_law_alone_has_infinite_gain() -> None:
-    machine = IDEAL
-    loose, named = (machine.program(matrix_of(), law=law) for law in (ClosedLoop(), ClosedLoopLaw))
-    assert torch.equal(loose.law.slowest, named.law.slowest)
-    assert loose.tier == "closed loop"
-    assert all(error.item() == 0 for error in loose.law.error(machine.clock(Schedule(TAU, 0.0, reads=1))))
-
-
-def test_there_is_nothing_to_watch() -> None:
+def test_it_says_what_it_is_and_has_no_noise() -> None:
     machine = Machine(MachineSpec(name="noisy", tau=TAU, noise_volts_rms=0.1))
-    programmed = machine.program(matrix_of(), law=ClosedLoop())
-    with pytest.raises(ValueError, match="emulated without noise, so there is nothing to watch"):
-        machine.read_covariance(programmed, reads=10, interval=TAU, burn_in=TAU)
+    programmed = machine.program(matrix_of(), circuit=ClosedLoop())
+    assert oracle(programmed).dynamics.name == "closed loop"
+    reading = machine.read_covariance(programmed, reads=10, interval=TAU, burn_in=TAU)
+    assert not reading.inverse.any()
 
 
 @pytest.mark.parametrize("gain", [0.0, -1.0])

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from heatbath.machines import Machine, MachineSpec, ReadByRead, Reading, Schedule
-from heatbath.machines.converters import lsb, normal, power_of_two, quantize, uniform
+from heatbath.machines import Emulator, Machine, MachineSpec, Reading, Schedule
+from heatbath.machines.converters import encode, lsb, power_of_two, quantize
+from heatbath.machines.random import normal, uniform
 
 TAU = 1e-6
 
@@ -47,7 +48,8 @@ def test_two_bits_have_three_levels_and_none_is_ideal() -> None:
 
 def test_stochastic_rounding_has_no_bias(generator: torch.Generator) -> None:
     x = torch.full((100_000,), 0.3337, dtype=torch.float64)
-    rounded = quantize(x, 4, noise=uniform(tuple(x.shape), x, generator))[0]
+    codes, unit, _ = encode(x, 4, noise=uniform(tuple(x.shape), x, generator))
+    rounded = codes * unit
     step = float(lsb(4))
     share = (0.3337 % step) / step
     assert len(rounded.unique()) == 2
@@ -76,12 +78,13 @@ def _both_ways(noise: float, reads: int, repeats: int, generator: torch.Generato
     """The white-noise rule and reads converted one by one, for cells that settle at VOLTS and reads of `noise` LSB rms."""
     coupling = (1 - 0.56 - 0.9 * float(VOLTS[1])) / 0.2  # makes the first drive full scale, so that nothing is rescaled
     matrix = torch.tensor([[1.0, 0.9, coupling], [0.9, 1.0, 0.6], [coupling, 0.6, 1.0]], dtype=torch.float64)
-    machine = Machine(MachineSpec(name="dithered", tau=TAU, read_bits=6, read_noise_volts_rms=noise * STEP))
+    spec = MachineSpec(name="dithered", tau=TAU, read_bits=6, read_noise_volts_rms=noise * STEP)
     schedule, drive = Schedule(1000 * TAU, reads * TAU, reads), (matrix @ VOLTS).expand(repeats, 3)
     readings = []
-    for law in (None, ReadByRead):
-        programmed = machine.program(matrix, schedule=schedule, law=law)
-        readings.append(machine.run(programmed, drive, schedule=schedule, generator=generator))
+    for each in (False, True):
+        machine = Machine(Emulator(spec, read_by_read=each))
+        programmed = machine.program(matrix, schedule=schedule)
+        readings.append(machine.run(programmed, drive, schedule=schedule, keep_end=False, generator=generator))
     return readings[0], readings[1]
 
 

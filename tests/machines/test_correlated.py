@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from heatbath.machines import CorrelatedNoise, Machine, MachineSpec, Schedule
-from heatbath.machines.imperfections import CAPACITANCE, LOUDNESS, mismatch_like
+from heatbath.machines.dynamics import Clock
+from heatbath.machines.emulator.imperfections import CAPACITANCE, NOISE_INTENSITY, mismatch_like
+from heatbath.machines.oracle import oracle
 
 TAU = 1e-6
 NOISY = Machine(MachineSpec(name="noisy", tau=TAU, noise_volts_rms=0.1))
@@ -24,12 +26,10 @@ def psd(n: int, seed: int) -> Tensor:
 
 def stationary(machine: Machine, matrix: Tensor, noise: Tensor) -> Tensor:
     """The covariance of one late read, drawn from the law's root; over 1/β."""
-    law = CorrelatedNoise(noise)
-    clock = machine.clock(Schedule(1000 * TAU, 0.0, reads=1))
-    programmed = machine.program(matrix, law=law, schedule=Schedule(1000 * TAU, 0.0, reads=1))
-    assert programmed.law.clock == clock
-    root = programmed.law.root[: len(matrix)]
-    modes = programmed.law.exact.modes
+    programmed = machine.program(matrix, circuit=CorrelatedNoise(noise), schedule=Schedule(1000 * TAU, 0.0, reads=1))
+    assert oracle(programmed).dynamics.clock == Clock.of(Schedule(1000 * TAU, 0.0, reads=1), TAU)
+    root = oracle(programmed).dynamics.root[: len(matrix)]
+    modes = oracle(programmed).dynamics.modes
     return modes @ root @ root.T @ modes.T / machine.spec.noise
 
 
@@ -38,8 +38,8 @@ def test_stationary_covariance_solves_the_lyapunov_equation() -> None:
     want = torch.from_numpy(scipy.linalg.solve_continuous_lyapunov(matrix.numpy(), 2 * noise.numpy()))
     got = stationary(NOISY, matrix, noise)
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-10)
-    programmed = NOISY.program(matrix, law=CorrelatedNoise(noise))
-    torch.testing.assert_close(programmed.law.spread, want.diagonal(), rtol=1e-9, atol=1e-10)
+    programmed = NOISY.program(matrix, circuit=CorrelatedNoise(noise))
+    torch.testing.assert_close(oracle(programmed).dynamics.spread, want.diagonal(), rtol=1e-9, atol=1e-10)
 
 
 def test_white_noise_is_the_ordinary_machine_and_noise_like_the_matrix_the_white_state() -> None:
@@ -52,8 +52,8 @@ def test_uneven_cells_and_sources_go_their_own_way() -> None:
     spec = MachineSpec(name="uneven", tau=TAU, noise_volts_rms=0.1, capacitance_mismatch=0.1, noise_mismatch=0.2)
     machine = Machine(spec, serial=2)
     matrix, noise = psd(4, 0), psd(4, 1)
-    speed = torch.exp(-0.1 * mismatch_like(matrix, 2, CAPACITANCE, torch.Size(), (4,)))
-    loud = torch.exp(0.2 * mismatch_like(matrix, 2, LOUDNESS, torch.Size(), (4,)))  # rms
+    speed = torch.exp(-0.1 * mismatch_like(matrix[0], [2], CAPACITANCE, (4,)))
+    loud = torch.exp(0.2 * mismatch_like(matrix[0], [2], NOISE_INTENSITY, (4,)))  # rms
     source = loud[:, None] * noise * loud
     drift = speed[:, None] * matrix
     force = speed.sqrt()[:, None] * source * speed.sqrt()
@@ -66,7 +66,7 @@ def test_covariance_read_out_shows_it() -> None:
     matrix, noise = psd(3, 0), psd(3, 1)
     want = torch.from_numpy(scipy.linalg.solve_continuous_lyapunov(matrix.numpy(), 2 * noise.numpy()))
     stack = matrix.expand(copies, 3, 3)
-    programmed = NOISY.program(stack, law=CorrelatedNoise(noise.expand(copies, 3, 3)))
+    programmed = NOISY.program(stack, circuit=CorrelatedNoise(noise.expand(copies, 3, 3)))
     reading = NOISY.read_covariance(
         programmed, reads=reads, interval=200 * TAU, burn_in=1000 * TAU, generator=torch.Generator().manual_seed(1)
     )

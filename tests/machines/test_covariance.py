@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from heatbath.machines import ExactLaw, FastLaw, Machine, MachineSpec, with_bits
-from heatbath.machines.process import covariance_variance
+from heatbath.machines import ExactDynamics, Machine, MachineSpec, SettledApproximation, with_bits
+from heatbath.machines.dynamics.ornstein_uhlenbeck import covariance_variance
+from heatbath.machines.oracle import oracle
 from tests.machines.truth import spd
 
 TAU = 1e-6
@@ -17,9 +18,9 @@ NOISY = MachineSpec(name="noisy", tau=TAU, noise_volts_rms=0.3)
 def test_law_d_by_z_scores(reads: int, interval: float, generator: torch.Generator) -> None:
     repeats, held = 10_000, spd(3, 8.0)
     machine = Machine(NOISY)
-    programmed = machine.program(held.expand(repeats, 3, 3), law=ExactLaw)
+    programmed = machine.program(held.expand(repeats, 3, 3), circuit=ExactDynamics)
     reading = machine.read_covariance(programmed, reads=reads, interval=interval * TAU, burn_in=200 * TAU, generator=generator)
-    modes, rates = programmed.law.modes[0], programmed.law.rates[0]
+    modes, rates = oracle(programmed).dynamics.modes[0], oracle(programmed).dynamics.rates[0]
     samples = 0.09 * modes.mT @ (reading.inverse * programmed.scale[:, None, None]) @ modes
     mean = torch.diag(0.09 / rates)
     variance = covariance_variance(rates, interval=interval, reads=reads, noise=0.09)
@@ -32,29 +33,29 @@ def test_law_d_by_z_scores(reads: int, interval: float, generator: torch.Generat
 
 def test_cold_start_is_not_yet_stationary(generator: torch.Generator) -> None:
     rate, machine = 1.0, Machine(NOISY)
-    programmed = machine.program(torch.eye(1, dtype=torch.float64).expand(20_000, 1, 1), law=ExactLaw)
+    programmed = machine.program(torch.eye(1, dtype=torch.float64).expand(20_000, 1, 1), circuit=ExactDynamics)
     reading = machine.read_covariance(programmed, reads=1, interval=TAU, burn_in=0.2 * TAU, generator=generator)
     expected = 1 - torch.exp(torch.tensor(-2 * rate * 0.2))
     assert float(reading.inverse.mean()) == pytest.approx(float(expected), abs=4.5 * float(expected) * (2 / 20_000) ** 0.5)
 
 
-@pytest.mark.parametrize("law", [ExactLaw, FastLaw])
+@pytest.mark.parametrize("law", [ExactDynamics, SettledApproximation])
 @pytest.mark.parametrize("bits", [None, 8])
 @pytest.mark.parametrize("reads", [12, 40])
 def test_estimates_are_symmetric_and_positive_semidefinite(law: type, bits: int | None, reads: int) -> None:
     machine = Machine(with_bits(NOISY, read=bits))
-    programmed = machine.program(spd(15, 50.0, stack=(20,)), law=law)
+    programmed = machine.program(spd(15, 50.0, stack=(20,)), circuit=law)
     reading = machine.read_covariance(programmed, reads=reads, interval=TAU, burn_in=200 * TAU)
     torch.testing.assert_close(reading.inverse, reading.inverse.mT)
     values = torch.linalg.eigvalsh(reading.inverse)
     assert float((values[:, 0] / values[:, -1]).min()) > -1e-12
 
 
-@pytest.mark.parametrize("law,reads", [(ExactLaw, 4000), (FastLaw, 4000), (FastLaw, 10)])
+@pytest.mark.parametrize("law,reads", [(ExactDynamics, 4000), (SettledApproximation, 4000), (SettledApproximation, 10)])
 def test_independent_reads_have_wishart_errors(law: type, reads: int, generator: torch.Generator) -> None:
     repeats = 800 if reads < 100 else 100
     matrix, machine = 5 * spd(20, 4.0), Machine(NOISY)
-    programmed = machine.program(matrix.expand(repeats, 20, 20), law=law)
+    programmed = machine.program(matrix.expand(repeats, 20, 20), circuit=law)
     reading = machine.read_covariance(programmed, reads=reads, interval=40 * TAU, burn_in=200 * TAU, generator=generator)
     inverse = torch.linalg.inv(matrix)
     error = ((inverse.square() + torch.outer(inverse.diagonal(), inverse.diagonal())) / reads).sqrt()
@@ -83,17 +84,17 @@ def test_read_noise_and_rails_act_on_every_read(generator: torch.Generator) -> N
 
 def test_offset_shows_in_the_uncentred_covariance(generator: torch.Generator) -> None:
     spec = MachineSpec(name="offset", tau=TAU, noise_volts_rms=0.3, offset_mismatch=0.2)
-    for law in (ExactLaw, FastLaw):
+    for law in (ExactDynamics, SettledApproximation):
         machine = Machine(spec, serial=1)
-        programmed = machine.program(torch.eye(2, dtype=torch.float64), law=law)
+        programmed = machine.program(torch.eye(2, dtype=torch.float64), circuit=law)
         reading = machine.read_covariance(programmed, reads=50_000, interval=20 * TAU, burn_in=20 * TAU, generator=generator)
-        expected = torch.eye(2) + torch.outer(programmed.offset, programmed.offset) / 0.09
+        expected = torch.eye(2) + torch.outer(oracle(programmed).network.offset, oracle(programmed).network.offset) / 0.09
         torch.testing.assert_close(reading.inverse, expected, rtol=0.04, atol=0.03)
 
 
 def test_machine_without_noise_is_refused() -> None:
     machine = Machine(MachineSpec(name="silent", tau=TAU))
-    with pytest.raises(ValueError, match="'silent' has no noise to watch; give it a temperature or noise_volts_rms"):
+    with pytest.raises(ValueError, match="'silent' has no noise to read; give it a temperature or noise_volts_rms"):
         machine.read_covariance(machine.program(torch.eye(2)), reads=3, interval=TAU, burn_in=TAU)
 
 

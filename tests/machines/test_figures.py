@@ -7,9 +7,12 @@ import math
 import pytest
 import torch
 
-from heatbath.machines import Machine, MachineSpec, figures, load_machine, settle_seconds, settled_schedule, with_bits
-from heatbath.machines.memory import hold
-from tests.machines.truth import spd
+from heatbath.machines import Machine, MachineSpec, Schedule, figures, load_machine, settle_seconds, with_bits
+from tests.machines.truth import hold, spd
+
+
+def settled(spec: MachineSpec, condition: float, error: float | None = None) -> Schedule:
+    return Schedule(settle_seconds(spec, condition=condition, error=error), 0.0, reads=1)
 
 
 def test_upload_and_serial_drives_of_the_published_machine() -> None:
@@ -33,7 +36,7 @@ def test_settling_time_suffices_for_the_stated_error(inductance: float | None) -
     matrix = spd(12, condition, stack=(20,))
     machine = Machine(spec)
     drive = torch.randn(20, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    mean = machine.run(machine.program(matrix), drive, schedule=settled_schedule(spec, condition=condition, error=error)).mean
+    mean = machine.run(machine.program(matrix), drive, schedule=settled(spec, condition, error)).mean
     exact = torch.linalg.solve(matrix, drive)
     worst = ((mean - exact).norm(dim=-1) / exact.norm(dim=-1)).max()
     assert float(worst) < (1 if inductance is None else 10) * error
@@ -65,7 +68,7 @@ def test_noise_error_of_a_unit_vector_is_seen(generator: torch.Generator) -> Non
     mean = machine.run(
         machine.program(torch.eye(16, dtype=torch.float64)),
         drive,
-        schedule=settled_schedule(spec, condition=1.0),
+        schedule=settled(spec, 1.0),
         generator=generator,
     ).mean
     assert float((mean - drive).norm(dim=-1).square().mean().sqrt()) == pytest.approx(predicted, rel=0.05)

@@ -7,7 +7,9 @@ import scipy.stats
 import torch
 
 from heatbath.machines import Machine, MachineSpec, Schedule
-from heatbath.machines.imperfections import CAPACITANCE, GAIN, cells_of, defects, mismatch
+from heatbath.machines.dynamics import Cells
+from heatbath.machines.emulator.imperfections import CAPACITANCE, GAIN, cells_of, defects, mismatch
+from heatbath.machines.oracle import oracle
 from tests.machines.truth import spd
 
 TAU = 1e-6
@@ -50,14 +52,21 @@ def test_stack_is_a_fleet_with_consecutive_serial_numbers() -> None:
 
 
 def test_defects_come_in_the_stated_share() -> None:
-    mask = defects(torch.zeros(1), 0, 8, torch.Size((100,)), (100,), 0.03)
+    mask = defects(torch.zeros(100, 100), range(100), 8, (100,), 0.03)
     assert float(mask.double().mean()) == pytest.approx(0.03, abs=4.5 * (0.03 * 0.97 / 10_000) ** 0.5)
-    assert defects(torch.zeros(1), 0, 8, torch.Size(), (100,), None) is None
+    assert not defects(torch.zeros(100), [0], 8, (100,), None).any()
 
 
-def test_ideal_cells_carry_nothing() -> None:
-    cells = cells_of(MachineSpec(name="m", tau=TAU), 0, torch.eye(3))
-    assert all(part is None for part in vars(cells).values())
+def test_ideal_cells_are_all_alike() -> None:
+    cells, alike = cells_of(MachineSpec(name="m", tau=TAU), [0], torch.eye(3)), Cells.alike(torch.eye(3))
+    for one, other in zip(vars(cells).values(), vars(alike).values(), strict=True):
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def test_mismatch_goes_by_serial_number_in_any_order() -> None:
+    spec = MachineSpec(name="m", tau=TAU, offset_mismatch=0.1)
+    in_order = cells_of(spec, [4, 5, 6], torch.zeros(3, 4, 4)).offset
+    assert torch.equal(cells_of(spec, [6, 4, 6], torch.zeros(3, 4, 4)).offset, in_order[[2, 0, 2]])
 
 
 def test_offset_shifts_the_solution_by_the_response_to_it() -> None:
@@ -66,7 +75,7 @@ def test_offset_shifts_the_solution_by_the_response_to_it() -> None:
     programmed = machine.program(matrix)
     drive = torch.linspace(-2, 1, 5, dtype=torch.float64)
     reading = machine.run(programmed, drive, schedule=Schedule(400 * TAU, TAU))
-    torch.testing.assert_close(reading.mean, torch.linalg.solve(matrix, drive + 2 * programmed.cells.offset))
+    torch.testing.assert_close(reading.mean, torch.linalg.solve(matrix, drive + 2 * oracle(programmed).network.cells.offset))
 
 
 def _defective(field: str) -> tuple[Machine, torch.Tensor]:
@@ -76,7 +85,7 @@ def _defective(field: str) -> tuple[Machine, torch.Tensor]:
 def test_dead_cells_read_zero_and_the_others_solve_the_rest() -> None:
     machine, matrix = _defective("dead_cells")
     programmed = machine.program(matrix)
-    alive = programmed.cells.alive
+    alive = oracle(programmed).network.cells.working
     assert 0 < int((~alive).sum()) < 12
     drive = torch.linspace(-1, 1, 12, dtype=torch.float64)
     mean = machine.run(programmed, drive, schedule=Schedule(400 * TAU, TAU)).mean
@@ -87,7 +96,7 @@ def test_dead_cells_read_zero_and_the_others_solve_the_rest() -> None:
 def test_stuck_cells_pull_on_their_neighbours() -> None:
     machine, matrix = _defective("stuck_cells")
     programmed = machine.program(matrix)
-    alive, fixed = programmed.cells.alive, programmed.cells.fixed
+    alive, fixed = oracle(programmed).network.cells.working, oracle(programmed).network.cells.stuck_voltage
     assert set(fixed[~alive].abs().tolist()) == {1.0}
     drive = torch.linspace(-1, 1, 12, dtype=torch.float64)
     reading = machine.run(programmed, drive, schedule=Schedule(400 * TAU, TAU))
@@ -100,7 +109,7 @@ def test_stuck_cells_pull_on_their_neighbours() -> None:
 def test_dead_converters_return_zero_and_change_nothing_else() -> None:
     machine, matrix = _defective("dead_converters")
     programmed = machine.program(matrix)
-    mute = programmed.cells.mute
+    mute = oracle(programmed).network.cells.dead_adc
     assert 0 < int(mute.sum()) < 12
     drive = torch.linspace(-1, 1, 12, dtype=torch.float64)
     mean = machine.run(programmed, drive, schedule=Schedule(400 * TAU, TAU)).mean
@@ -113,9 +122,9 @@ def test_covariance_shows_defects_as_what_they_read(field: str, generator: torch
     machine = Machine(spec, serial=1)
     programmed = machine.program(torch.eye(12, dtype=torch.float64))
     reading = machine.read_covariance(programmed, reads=20, interval=TAU, burn_in=TAU, generator=generator)
-    cells = programmed.cells
-    bad = cells.mute if field == "dead_converters" else ~cells.alive
+    cells = oracle(programmed).network.cells
+    bad = cells.dead_adc if field == "dead_converters" else ~cells.working
     expected = 1 / 0.04 if field == "stuck_cells" else 0.0
     torch.testing.assert_close(reading.inverse.diagonal()[bad], torch.full_like(reading.inverse[0][bad], expected))
     assert bool((reading.inverse.diagonal()[~bad] > 0).all())
-    assert not bool(reading.inverse[~bad][:, bad].any())
+    assert field == "stuck_cells" or not bool(reading.inverse[~bad][:, bad].any())

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
-from heatbath.machines import (
-    ClosedLoop,
-    ColouredLaw,
-    CorrelatedNoise,
-    Euler,
-    ExactLaw,
-    Machine,
-    MachineSpec,
-    ReadByRead,
-    Schedule,
-)
-from heatbath.machines.law import Derivation
-from heatbath.machines.memory import drift, hold
-from heatbath.operators.tree import to_plain
-from tests.machines.truth import spd
+from heatbath.machines import Machine, MachineSpec
+from heatbath.machines.emulator.imperfections import DRIFT, mismatch
+from heatbath.machines.emulator.programming import drift
+from heatbath.machines.oracle import oracle
+from tests.machines.truth import hold, spd
 
 TAU = 1e-6
 
@@ -139,8 +127,8 @@ def test_percentile_clips_the_rest_and_counts_it() -> None:
 
 def test_zero_matrix_is_held_as_zeros_and_not_definite() -> None:
     programmed = Machine(_spec(matrix_bits=8)).program(torch.zeros(3, 3))
-    assert not bool(programmed.definite)
-    assert torch.equal(programmed.held, torch.zeros(3, 3))
+    assert not bool(oracle(programmed).definite)
+    assert torch.equal(oracle(programmed).conductance, torch.zeros(3, 3))
 
 
 def test_gain_mismatch_is_relative_symmetric_and_the_same_at_every_use() -> None:
@@ -169,63 +157,19 @@ def test_stuck_entries_are_zero_in_the_stated_share() -> None:
     assert share == pytest.approx(0.05, abs=4.5 * (0.05 * 0.95 * 2 / 200**2) ** 0.5)
 
 
-def test_drift_is_a_power_law_of_age_and_composes() -> None:
-    matrix, spec = spd(5, 4.0), _spec(drift_exponent=0.05, drift_spread=0.3)
-    at_once = drift(matrix, spec, 2, age=0.0, seconds=100.0)
-    in_two = drift(drift(matrix, spec, 2, age=0.0, seconds=30.0), spec, 2, age=30.0, seconds=70.0)
-    torch.testing.assert_close(at_once, in_two)
-    torch.testing.assert_close(drift(matrix, _spec(drift_exponent=0.05), 2, age=0.0, seconds=99.0), matrix * 100**-0.05)
-    assert drift(matrix, _spec(), 2, age=0.0, seconds=99.0) is matrix
+def test_drift_is_a_power_law_of_the_time_held() -> None:
+    matrix, spec = spd(5, 4.0), _spec(drift_exponent=0.05)
+    torch.testing.assert_close(drift(matrix, spec, [2], seconds=99.0), matrix * 100**-0.05)
+    assert drift(matrix, _spec(), [2], seconds=99.0) is matrix
+    spread = _spec(drift_exponent=0.05, drift_spread=0.3)
+    exponents = -(drift(matrix, spread, [2], seconds=99.0) / matrix).log() / torch.tensor(100.0).log()
+    torch.testing.assert_close(exponents, 0.05 * (1 + 0.3 * mismatch(2, 1, DRIFT, (5, 5))[0]))
 
 
-def test_aged_machine_answers_with_what_is_left() -> None:
-    machine = Machine(_spec(drift_exponent=0.1))
-    matrix = spd(4, 4.0)
-    programmed = machine.program(matrix)
-    old = machine.age(machine.age(programmed, 40.0), 59.0)
-    assert old.age == 99.0
-    torch.testing.assert_close(old.held, programmed.held * 100**-0.1)
-    torch.testing.assert_close(old.law.rates, programmed.law.rates * 100**-0.1)
-    assert old.work.programmings == 0
-    with pytest.raises(ValueError, match="cannot grow younger: seconds must be 0 or more, got -1"):
-        machine.age(programmed, -1.0)
-
-
-def test_a_machine_that_waits_before_use_holds_what_an_aged_one_holds() -> None:
+def test_a_machine_that_waits_before_use_answers_with_what_is_left() -> None:
     matrix, drifting = spd(4, 4.0), {"drift_exponent": 0.1, "drift_spread": 0.3}
-    aged = Machine(_spec(**drifting)).age(Machine(_spec(**drifting)).program(matrix), 99.0)
-    waited = Machine(_spec(**drifting, hold_seconds=99.0)).program(matrix)
-    torch.testing.assert_close(waited.held, aged.held)
-    torch.testing.assert_close(waited.law.rates, aged.law.rates)
-    assert waited.age == 99.0
+    fresh, waited = (Machine(_spec(**drifting, hold_seconds=t)).program(matrix) for t in (None, 99.0))
+    left = drift(oracle(fresh).conductance, _spec(**drifting), [0], seconds=99.0)
+    torch.testing.assert_close(oracle(waited).conductance, left)
+    torch.testing.assert_close(oracle(waited).dynamics.rates, torch.linalg.eigvalsh(left))
     assert waited.work.programmings == 1
-
-
-@pytest.mark.parametrize(
-    "law",
-    [
-        ClosedLoop(30.0),
-        CorrelatedNoise(0.5 * spd(4, 4.0, seed=3)),
-        Euler(time_step=0.01, drift_rate=1e-3),
-        Euler(time_step=0.02, lattice=True),
-        ExactLaw,
-        ColouredLaw,
-        ReadByRead,
-    ],
-)
-def test_an_aged_machine_keeps_its_law_and_its_parameters(law: Derivation) -> None:
-    """Drift by a power law of equal exponents scales Â alone: the aged law is that of the scaled matrix, afresh."""
-    machine = Machine(_spec(drift_exponent=0.1, noise_volts_rms=0.1))
-    matrix = spd(4, 4.0)
-    schedule = Schedule(20 * TAU, 4 * TAU, reads=4)
-    aged = machine.age(machine.program(matrix, schedule=schedule, law=law), 99.0)
-    ideal = Machine(_spec(noise_volts_rms=0.1))
-    fresh = law.of(aged.held, aged.cells, ideal.clock(schedule))
-    assert aged.tier == fresh.tier
-    assert to_plain(aged.law).keys() == to_plain(fresh).keys()
-    drive = torch.ones(3, 4, dtype=torch.float64)
-    one, two = (
-        ideal.run(replace(aged, law=each), drive, schedule=schedule, generator=torch.Generator().manual_seed(5)).mean
-        for each in (aged.law, fresh)
-    )
-    torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)

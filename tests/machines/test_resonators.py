@@ -10,7 +10,8 @@ import scipy.linalg
 import torch
 
 from heatbath.machines import Machine, MachineSpec, Schedule, resonator_netlist
-from heatbath.machines.circuit import KNOTS
+from heatbath.machines.netlist.circuit import KNOTS
+from heatbath.machines.oracle import oracle
 from tests.machines.ngspice import curves, effective_of, needs_ngspice, simulate
 
 # two couplings as capacitors, one that would need a negative one
@@ -33,7 +34,7 @@ def test_a_current_step_rings_as_the_network_does(tmp_path: Path) -> None:
     programmed = machine.program(MATRIX)
     got = resonator_netlist(machine, programmed, schedule=Schedule(0.0, 15e-6), noisy=False)
     times, volts = curves(got.text.replace(".end\n", "Istep 0 x1 DC 1m\n.end\n"), tmp_path)
-    drift, capacitance = network(programmed.held.numpy())
+    drift, capacitance = network(oracle(programmed).conductance.numpy())
     push = np.concatenate([np.linalg.solve(capacitance, [1e-3, 0.0, 0.0]), np.zeros(3)])
     rest = np.linalg.solve(drift, push)  # z(t) = (e^{Ft} − 1) F⁻¹ g
     exact = np.stack([(scipy.linalg.expm(drift * t) - np.eye(6))[:3] @ rest for t in times[::20]])
@@ -57,7 +58,7 @@ def test_the_covariance_of_its_noise_is_the_inverse(tmp_path: Path) -> None:
     knots = np.round(times / got.knot)
     on = np.abs(times / got.knot - knots) < 1e-6
     _, first = np.unique(knots[on], return_index=True)
-    held = programmed.held.numpy()
+    held = oracle(programmed).conductance.numpy()
     values, modes = np.linalg.eigh(held)
     modal = (volts[on][first] @ modes)[int(20e-6 / got.knot) :]
     count = len(modal)
@@ -108,9 +109,11 @@ def test_the_capacitors_are_maxwells_matrix() -> None:
             nodal[j, j] += farad
             nodal[i, j] -= farad
             nodal[j, i] -= farad
-    alive = programmed.cells.alive.numpy()  # type: ignore[union-attr]
+    alive = oracle(programmed).network.cells.working.numpy()  # type: ignore[union-attr]
     assert 0 < alive.sum() < 3
-    assert (nodal / 1e-9)[np.ix_(alive, alive)] == pytest.approx(programmed.held.numpy()[np.ix_(alive, alive)], abs=1e-12)
+    assert (nodal / 1e-9)[np.ix_(alive, alive)] == pytest.approx(
+        oracle(programmed).conductance.numpy()[np.ix_(alive, alive)], abs=1e-12
+    )
     assert got.text.count("does not work") == (~alive).sum()
     assert "TRRANDOM" not in got.text  # no noise is stated
     assert not any(line.startswith("L") for line in got.text.splitlines())

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from heatbath.machines import Machine, MachineSpec, Netlist, Programmed, Schedule, load_machine, netlist, with_bits
-from heatbath.machines.circuit import KNOTS, STEPS
-from heatbath.machines.spice import CLAMP
+from heatbath.machines.netlist.circuit import KNOTS, STEPS
+from heatbath.machines.netlist.feedback import CLAMP
+from heatbath.machines.oracle import oracle
 from tests.machines.ngspice import curves, effective, needs_ngspice, simulate
 from tests.machines.truth import spd
 
@@ -36,7 +37,7 @@ def test_settled_voltages_are_the_inverse_of_what_the_machine_holds(tmp_path: Pa
     spec = with_bits(MachineSpec(name="m", tau=3e-6, gain_mismatch=0.02), matrix=8, drive=8)
     matrix = spd(6, 12.0)
     programmed, got = circuit(spec, matrix, DRIVE, Schedule(600e-6, 0.0, 1))
-    held = programmed.held.numpy()
+    held = oracle(programmed).conductance.numpy()
     volts = np.round(DRIVE.numpy() * 127) / 127  # the 8-bit converter
     expected = np.linalg.solve(held, volts)
     slowest = np.linalg.eigvalsh(held)[0]
@@ -53,7 +54,7 @@ def test_settled_voltages_are_the_inverse_of_what_the_machine_holds(tmp_path: Pa
 def test_settling_curve_is_the_exact_law(tmp_path: Path) -> None:
     programmed, got = circuit(CELL, spd(6, 10.0, seed=1), DRIVE, Schedule(20e-6, 0.0, 1))
     times, volts = curves(got.text, tmp_path)
-    rates, modes = np.linalg.eigh(programmed.held.numpy())
+    rates, modes = np.linalg.eigh(oracle(programmed).conductance.numpy())
     settled = modes.T @ DRIVE.numpy() / rates
     exact = (-np.expm1(-np.outer(times / 1e-6, rates)) * settled) @ modes.T
     assert np.diff(times).max() <= got.step * (1 + 1e-9)
@@ -73,7 +74,7 @@ def test_finite_gain_adds_what_kirchhoff_says(tmp_path: Path) -> None:
     gain = 500.0
     spec = MachineSpec(name="m", tau=1e-6, amplifier_gain=gain)
     programmed, got = circuit(spec, spd(6, 8.0, seed=2), DRIVE, Schedule(300e-6, 0.0, 1))
-    held = programmed.held.numpy()
+    held = oracle(programmed).conductance.numpy()
     loop = np.where(held < 0, held / (1 + 2 / gain), held) + np.diag(1 + np.abs(held).sum(1)) / gain
     measured = curves(got.text, tmp_path)[1][-1]
     assert measured == pytest.approx(np.linalg.solve(loop, DRIVE.numpy()), abs=1e-8)
@@ -88,9 +89,9 @@ def test_noise_has_the_mean_and_covariance_of_the_law(changes: dict[str, float],
     spec = MachineSpec(**{"name": "m", "tau": 1e-6, "noise_volts_rms": 0.1, **changes})
     programmed, got = circuit(spec, spd(n, 4.0, seed=3), DRIVE[:n], Schedule(1000e-6, 500e-6))
     assert got.knot is not None
-    held, cells = programmed.held.numpy(), programmed.cells
-    speed = np.ones(n) if cells.speed is None else cells.speed.numpy()
-    loudness = np.ones(n) if cells.loudness is None else cells.loudness.numpy()
+    held, cells = oracle(programmed).conductance.numpy(), oracle(programmed).network.cells
+    speed = np.ones(n) if cells.mobility is None else cells.mobility.numpy()
+    loudness = np.ones(n) if cells.noise_intensity is None else cells.noise_intensity.numpy()
     root = np.sqrt(speed)  # z = P^{-1/2} x has the symmetric drift P^{1/2} A P^{1/2}, and noise of covariance D
     rates, modes = np.linalg.eigh(root[:, None] * held * root)
     colour = modes.T @ np.diag(loudness) @ modes
@@ -179,7 +180,7 @@ def test_the_resistors_are_what_the_machine_holds() -> None:
     rebuilt = np.zeros((6, 6))
     for i, j, sign, ohm in re.findall(r"^R(\d)_(\d) ([xy])\d s\d (\S+)", got.text, flags=re.MULTILINE):
         rebuilt[int(i) - 1, int(j) - 1] = (1 if sign == "x" else -1) * 2e3 / float(ohm)
-    assert rebuilt == pytest.approx(programmed.held.numpy(), abs=1e-10)
+    assert rebuilt == pytest.approx(oracle(programmed).conductance.numpy(), abs=1e-10)
     assert got.text.isascii()
     assert max(len(line) for line in got.text.splitlines()) < 130
 
@@ -219,8 +220,8 @@ def test_only_the_product_of_resistance_and_capacitance_matters_where_only_tau_i
 def test_dead_converters_are_named() -> None:
     spec = MachineSpec(name="µ-machine", tau=1e-6, dead_converters=0.5)
     programmed, got = circuit(spec, spd(6, 2.0), DRIVE, Schedule(9e-6, 0.0, 1))
-    assert programmed.cells.mute is not None
-    dead = [f"x{i + 1}" for i in programmed.cells.mute.nonzero().flatten().tolist()]
+    assert oracle(programmed).network.cells.dead_adc is not None
+    dead = [f"x{i + 1}" for i in oracle(programmed).network.cells.dead_adc.nonzero().flatten().tolist()]
     assert 0 < len(dead) < 6
     assert f"read converters of {', '.join(dead)} are dead" in got.text
     assert got.text.isascii()

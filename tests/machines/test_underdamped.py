@@ -8,8 +8,9 @@ import scipy.linalg
 import torch
 
 from heatbath.machines import Machine, MachineSpec, Schedule
-from heatbath.machines.process import continuous_average, sampled_average
-from heatbath.machines.underdamped import advance, resonator, underdamped_average
+from heatbath.machines.dynamics import Clock, average
+from heatbath.machines.dynamics.ringing import advance, resonator
+from heatbath.machines.oracle import oracle
 from tests.machines.truth import LinearProcess, reading, spd, worst_z
 
 NOISE, DRIVE, START = 0.2, 0.7, -0.4
@@ -19,14 +20,7 @@ TIMINGS = [(0.0, 2.0, None), (0.7, 6.0, None), (0.7, 4.0, 9), (1.5, 0.0, 1), (30
 @pytest.mark.parametrize("burn_in,duration,reads", TIMINGS)
 @pytest.mark.parametrize("rate,inertia", [(1.0, 2.0), (0.1, 0.3), (3.0, 0.02), (0.01, 5.0)])
 def test_moments_equal_van_loan(rate: float, inertia: float, burn_in: float, duration: float, reads: int | None) -> None:
-    law = underdamped_average(
-        torch.tensor([rate], dtype=torch.float64),
-        burn_in=burn_in,
-        duration=duration,
-        noise=NOISE,
-        reads=reads,
-        inertia=inertia,
-    )
+    law = average(torch.tensor([rate], dtype=torch.float64), Clock(burn_in, duration, reads), noise=NOISE, inertia=inertia)
     mean, covariance = reading(
         np.array([[0.0, 1.0], [-rate / inertia, -1 / inertia]]),
         np.array([0.0, DRIVE / inertia]),
@@ -36,24 +30,22 @@ def test_moments_equal_van_loan(rate: float, inertia: float, burn_in: float, dur
         duration=duration,
         reads=reads,
     )
-    got = [
-        law.carry * START + law.gain * DRIVE,
-        law.variance,
-        law.end_carry * START + law.end_gain * DRIVE,
-        law.end_variance,
-        law.covariance,
-    ]
+    carry, gain, spread = law.carry[0, :, 0], law.gain[0], law.covariance[0]
+    means = carry * START + gain * DRIVE
+    got = [means[-1], spread[-1, -1], means[0], spread[0, 0], spread[-1, 0]]
     truth = [mean[0], covariance[0, 0], mean[2], covariance[2, 2], covariance[0, 2]]
     np.testing.assert_allclose([float(x) for x in got], truth, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("reads", [None, 7])
 def test_inertia_vanishing_gives_the_overdamped_law(reads: int | None) -> None:
-    rates, span = torch.tensor([0.3, 1.0], dtype=torch.float64), {"burn_in": 1.0, "duration": 3.0, "noise": NOISE}
-    heavy = underdamped_average(rates, **span, reads=reads, inertia=1e-7)
-    light = continuous_average(rates, **span) if reads is None else sampled_average(rates, **span, reads=reads)
-    for name in ("carry", "gain", "variance", "end_variance", "covariance"):
-        torch.testing.assert_close(getattr(heavy, name), getattr(light, name), rtol=1e-5, atol=1e-7)
+    rates, clock = torch.tensor([0.3, 1.0], dtype=torch.float64), Clock(1.0, 3.0, reads)
+    heavy, light = average(rates, clock, noise=NOISE, inertia=1e-7), average(rates, clock, noise=NOISE)
+    of_start = [heavy.carry[..., [0, -1], 0], light.carry[..., 0]]
+    of_drive = [heavy.gain[..., [0, -1]], light.gain]
+    spread = [heavy.covariance[..., [0, -1], :][..., [0, -1]], light.covariance]
+    for pair in (of_start, of_drive, spread):
+        torch.testing.assert_close(*pair, rtol=1e-5, atol=1e-7)
 
 
 def test_doubling_is_accurate_where_plain_van_loan_fails() -> None:
@@ -74,7 +66,7 @@ def test_ringing_machine_by_z_scores(generator: torch.Generator) -> None:
     programmed = machine.program(held)
     drive = torch.tensor([1.0, -0.4], dtype=torch.float64)
     result = machine.run(programmed, drive.expand(20_000, 2), schedule=Schedule(tau, 3 * tau), generator=generator)
-    unit, c = (held / programmed.scale).numpy(), 1 / programmed.cells.speed.numpy()
+    unit, c = (held / programmed.scale).numpy(), 1 / oracle(programmed).network.cells.mobility.numpy()
     zero, eye, p = np.zeros((2, 2)), np.eye(2), np.diag(1 / c)
     mean, covariance = reading(
         np.block([[zero, eye], [-p @ unit / 2.0, -eye / 2.0]]),
@@ -103,7 +95,7 @@ def test_resonators_relax_to_the_inverse_of_their_capacitances(inertia: float | 
             drift, diffusion = np.array([[-1 / rate, -1 / (inertia * rate)], [1.0, 0.0]]), np.diag([2 / rate**2, 0.0])
         truth = LinearProcess(np.zeros(len(drift)))
         truth.advance(drift, np.zeros(len(drift)), diffusion, 0.7)
-        np.testing.assert_allclose(early.covariance[i].numpy(), truth.covariance, rtol=1e-10, atol=1e-13)
+        np.testing.assert_allclose(early.of_state().covariance[i].numpy(), truth.covariance, rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("inductance", [None, 1e-3])

@@ -7,6 +7,9 @@ import numpy as np
 import scipy.linalg
 import torch
 
+from heatbath.machines import Machine, MachineSpec
+from heatbath.machines.oracle import oracle
+
 STEP = 0.125
 
 
@@ -16,6 +19,14 @@ def spd(n: int, condition: float, *, seed: int = 0, stack: tuple[int, ...] = ())
     basis = torch.linalg.qr(torch.randn(*stack, n, n, generator=generator, dtype=torch.float64)).Q
     values = torch.logspace(0, -np.log10(condition), n, dtype=torch.float64)
     return basis @ torch.diag(values) @ basis.mT
+
+
+def hold(
+    matrix: torch.Tensor, spec: MachineSpec, serial: int, generator: torch.Generator | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the cells of an emulated machine hold over full scale, the scale, and the number of clipped entries."""
+    programmed = Machine(spec, serial).program(matrix, check=False, generator=generator)
+    return oracle(programmed).conductance, programmed.scale, programmed.clipped
 
 
 class LinearProcess:

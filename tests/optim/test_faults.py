@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from heatbath.experiments.data import digits
-from heatbath.machines import Fault, Faulty, Machine, MachineSpec
+from heatbath.machines import Emulator, Fault, FaultInjector, Machine, MachineSpec
 from heatbath.optim import KFAC
 from heatbath.solvers import Cholesky, Guarded, Solver, ThermodynamicInverse, ThermodynamicSolve
 
@@ -52,7 +52,7 @@ def test_one_percent_of_dead_cells_costs_little_of_the_fall(method: type[Any]) -
     """Nine tenths of the digital fall is what is called "keeps working"; a machine that moves nothing has none of it."""
     digital, _ = train(Cholesky())
     machine = Machine(replace(EIGHT, dead_cells=0.01))
-    alive = machine.program(torch.eye(65)).cells.alive
+    alive = machine.program(torch.eye(65)).cells.working
     assert alive is not None
     assert not alive.all()  # this specimen has a dead cell within the sizes used
     losses, report = train(method(machine))
@@ -67,7 +67,7 @@ def test_one_percent_of_dead_cells_costs_little_of_the_fall(method: type[Any]) -
 def test_accidents_of_every_fiftieth_call_leave_no_trace_but_in_the_report(method: type[Any], fault: Fault) -> None:
     """The machine has no noise, so what is asked again comes back as it would have been: equal losses, bit by bit."""
     healthy, before = train(method(Machine(EIGHT)))
-    losses, report = train(method(Faulty(Machine(EIGHT), fault, every=50)))
+    losses, report = train(method(Machine(FaultInjector(Emulator(EIGHT), fault, every=50))))
     assert losses == healthy
     assert counted(before, "retried") == 0
     assert counted(report, "retried") > 0
@@ -77,7 +77,9 @@ def test_accidents_of_every_fiftieth_call_leave_no_trace_but_in_the_report(metho
 @pytest.mark.slow
 def test_garbage_is_told_by_its_residual_and_tried_again() -> None:
     healthy, _ = train(ThermodynamicSolve(Machine(EIGHT)))
-    solver = Guarded(ThermodynamicSolve(Faulty(Machine(EIGHT), Fault.GARBAGE, every=50)), residual_tolerance=1.0)
+    solver = Guarded(
+        ThermodynamicSolve(Machine(FaultInjector(Emulator(EIGHT), Fault.GARBAGE, every=50))), residual_tolerance=1.0
+    )
     losses, report = train(solver)
     assert fall(losses) > 0.9 * fall(healthy)
     assert counted(report, "retried") >= STEPS * 4 // 50  # two stacks of two sides

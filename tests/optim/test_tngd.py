@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heatbath.curvature import Categorical, EmpiricalFisher, ExactFisher, Gaussian, SampledFisher
-from heatbath.machines import Fault, Faulty, Machine, MachineSpec, with_bits
+from heatbath.machines import Fault, FaultInjector, Machine, MachineSpec, with_bits
 from heatbath.optim import NGD, TNGD, JointPolicy, Start, TNGDPolicy
 from heatbath.optim.tngd import LIMIT
 from tests.curvature.test_jacobian import close, gauss_newton, mlp
@@ -205,7 +205,7 @@ def test_a_matrix_that_few_bits_made_indefinite_is_counted():
 
 @pytest.mark.parametrize(("every", "count"), [(2, "retried"), (1, "fell_back")])
 def test_a_machine_that_answers_late_is_driven_again_then_falls_back_and_is_counted(every, count):
-    late = Faulty(IDEAL, Fault.LATE, every=every)
+    late = Machine(FaultInjector(IDEAL.device, Fault.LATE, every=every))
     model, (x, y) = mlp(), batch()
     optimizer = TNGD(model, machine=late, fisher=EXACT, time=1.0, lr=0.1, damping=DAMPING)
     steps(model, optimizer, x, y, 4, F.cross_entropy)

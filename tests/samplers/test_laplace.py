@@ -353,7 +353,7 @@ class Unused(nn.Module):
             lambda: sample_weights_on(fit(), Machine(MachineSpec(name="tiny", tau=1e-6, noise_volts_rms=1e-3, cells=2)), 1),
             "layer '0' needs machines of 4 cells, this one has 2",
         ),
-        (lambda: sample_weights_on(fit(), Machine(MachineSpec(name="silent", tau=1e-6)), 1), "no noise to sample"),
+        (lambda: sample_weights_on(fit(), Machine(MachineSpec(name="silent", tau=1e-6)), 1), "no noise to read"),
         (lambda: predict_linearized(fit(), normal(2, 3, seed=0), chunk=0), "chunk must be at least 1"),
         (
             lambda: predict_linearized(fit(), normal(2, 4, 3, seed=0)),

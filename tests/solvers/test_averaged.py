@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from heatbath.machines import Fault, Faulty, Machine, MachineSpec, Schedule
+from heatbath.machines import Fault, FaultInjector, Machine, MachineSpec, Schedule
 from heatbath.operators import Dense, Kronecker
 from heatbath.solvers import Averaged, Factorwise, Outcome, ThermodynamicSolve
 from heatbath.work import Work, elementwise
-from tests.solvers.truth import NoHostSync, fresh, normal, relative, solved, spd, with_spectrum
+from tests.solvers.truth import NoHostSync, fresh, normal, relative, solved, spd
 
 TAU = 1e-6
 LONG = Schedule(2000 * TAU, 100 * TAU)
@@ -91,7 +91,7 @@ def test_shapes_of_stacks_and_batches_come_back() -> None:
 
 
 def test_copies_that_fail_are_left_out() -> None:
-    faulty = Faulty(Machine(MachineSpec(name="m", tau=TAU)), Fault.NONFINITE, rate=0.4)
+    faulty = Machine(FaultInjector(Machine(MachineSpec(name="m", tau=TAU)).device, Fault.NONFINITE, rate=0.4))
     matrix, rhs = spd(3, n=4), normal(3, 2, 4)
     solver = Averaged(ThermodynamicSolve(faulty, LONG), copies=12)
     solution = solver.solve(solver.prepare(Dense(matrix))[0], rhs, generator=fresh(1))
@@ -102,7 +102,7 @@ def test_copies_that_fail_are_left_out() -> None:
 
 
 def test_a_member_whose_copies_all_fail_says_why() -> None:
-    matrix = torch.stack([spd(n=3), with_spectrum(torch.tensor([1.0, 0.5, -0.3]))])
+    matrix = torch.stack([spd(n=3), torch.diag(torch.tensor([1.0, 0.5, -0.3], dtype=torch.float64))])
     solver = Averaged(ThermodynamicSolve(Machine(MachineSpec(name="m", tau=TAU))), copies=3)
     state, _ = solver.prepare(Dense(matrix))
     solution = solver.solve(state, normal(2, 3))

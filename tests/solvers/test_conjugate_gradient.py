@@ -143,7 +143,7 @@ def test_a_noisy_machine_is_a_good_preconditioner() -> None:
     assert sum(count * job.drives for job, count in solution.work.jobs.items()) == 8 * 2 * 3
     assert solution.state is not None
     assert solution.state.preconditioner.carry is not None
-    assert "preconditioner.tier" in solution.notes
+    assert "preconditioner.read_clipped" in solution.notes
 
 
 def test_failures_are_told_apart_member_by_member() -> None:

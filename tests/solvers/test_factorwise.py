@@ -47,7 +47,7 @@ def test_each_side_is_driven_by_the_rows_of_the_other():
 
 def test_notes_say_which_side_they_are_of():
     solution, _ = solve(Factorwise(ThermodynamicSolve(IDEAL, LONG)), Kronecker(Dense(spd(n=3)), Dense(spd(n=4))), noise(3, 4))
-    assert {"left.tier", "right.tier", "left.read_clipped", "right.drive_clipped"} <= solution.notes.keys()
+    assert {"left.read_clipped", "right.drive_clipped"} <= solution.notes.keys()
 
 
 def test_a_side_that_is_warm_hands_on_a_state():

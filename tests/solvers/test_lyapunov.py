@@ -10,7 +10,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from heatbath.machines import Fault, Faulty, Machine, MachineSpec
+from heatbath.machines import Fault, FaultInjector, Machine, MachineSpec
 from heatbath.operators import Dense
 from heatbath.solvers import ConjugateGradient, Fluctuations, Outcome, Refined
 from heatbath.solvers.linalg import lyapunov
@@ -130,7 +130,7 @@ def test_work_counts_products_or_both_programmings() -> None:
 
 
 def test_failures_are_outcomes() -> None:
-    late = Faulty(NOISY, Fault.LATE, every=1)
+    late = Machine(FaultInjector(NOISY.device, Fault.LATE, every=1))
     assert lyapunov(spd(n=3), spd(n=3), machine=late).messages == [Outcome.LATE.value]
     short = lyapunov(spd(n=3, condition=100), spd(n=3), solver=ConjugateGradient(1, 1e-10))
     assert short.messages == [Outcome.INACCURATE.value]
@@ -152,5 +152,5 @@ def test_bad_sources_and_machines_are_refused() -> None:
     with pytest.raises(ValueError, match=r"machine 'rlc' has cells that ring or couple through capacitances"):
         lyapunov(good, good, machine=Machine(rlc))
     quiet = Machine(MachineSpec(name="quiet", tau=TAU))
-    with pytest.raises(ValueError, match=r"machine 'quiet' has no noise to watch"):
+    with pytest.raises(ValueError, match=r"machine 'quiet' has no noise to read"):
         lyapunov(good, good, machine=quiet)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from heatbath.machines import Fault, Faulty, Machine, MachineSpec, Schedule, load_machine
+from heatbath.machines import Fault, FaultInjector, Machine, MachineSpec, Schedule, load_machine
 from heatbath.operators import Dense
 from heatbath.solvers import Fluctuations, Guarded, Outcome, ThermodynamicInverse, ThermodynamicSolve, linalg
 from heatbath.solvers.base import usable
@@ -148,7 +148,9 @@ def test_converters() -> None:
 def test_a_faulty_machine_is_predicted_as_the_one_that_works() -> None:
     machine = Machine(MachineSpec(name="m", tau=TAU, matrix_bits=8))
     values = torch.tensor([[0.1, 1.0]], dtype=torch.float64)
-    one, other = (predict(m, values, LONG, 1.0).total for m in (machine, Faulty(machine, Fault.LATE, rate=0.5)))
+    one, other = (
+        predict(m, values, LONG, 1.0).total for m in (machine, Machine(FaultInjector(machine.device, Fault.LATE, rate=0.5)))
+    )
     assert torch.equal(one, other)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from heatbath.machines import Fault, Faulty, Machine, MachineSpec, Schedule
+from heatbath.machines import Fault, FaultInjector, Machine, MachineSpec, Schedule
+from heatbath.machines.oracle import oracle
 from heatbath.operators import Dense, Kronecker
 from heatbath.solvers import Cholesky, Crossbar, Factorwise, Jacobi, Outcome, Refined, ThermodynamicSolve, product_work
 from heatbath.work import Work, elementwise
-from tests.solvers.truth import Approximate, NoHostSync, fresh, normal, relative, solved, spd, with_spectrum
+from tests.solvers.truth import Approximate, NoHostSync, fresh, normal, relative, solved, spd
 
 TAU = 1e-6
 LONG = Schedule(2000 * TAU, 100 * TAU)
@@ -55,7 +56,7 @@ def test_a_rounded_machine_converges_at_the_rate_of_what_it_holds() -> None:
     machine = ThermodynamicSolve(Machine(MachineSpec(name="m", tau=TAU, matrix_bits=7)), LONG, equilibrate=False)
     solver = Refined(machine, sweeps=24)
     state, _ = solver.prepare(Dense(matrix))
-    held = state.inner.programmed.held * state.inner.programmed.scale
+    held = oracle(state.inner.programmed).conductance * state.inner.programmed.scale
     radius = torch.linalg.eigvals(torch.eye(8) - torch.linalg.solve(held, matrix)).abs().max().item()
     assert 0.05 < radius < 1
     history = solver.solve(state, normal(5, 8)).notes["residuals"]
@@ -128,7 +129,7 @@ def test_a_value_that_is_not_finite_is_told_even_if_the_inner_solver_does_not() 
 
 
 def test_garbage_from_a_faulty_machine_is_corrected() -> None:
-    machine = Faulty(Machine(MachineSpec(name="m", tau=TAU)), Fault.GARBAGE, every=3)
+    machine = Machine(FaultInjector(Machine(MachineSpec(name="m", tau=TAU)).device, Fault.GARBAGE, every=3))
     matrix, rhs = spd(n=6), normal(2, 6)
     solver = Refined(ThermodynamicSolve(machine, LONG), sweeps=3)
     solution = solver.solve(solver.prepare(Dense(matrix))[0], rhs, generator=fresh())
@@ -136,7 +137,7 @@ def test_garbage_from_a_faulty_machine_is_corrected() -> None:
 
 
 def test_indefinite_members_are_told_and_left_at_zero() -> None:
-    matrix = torch.stack([spd(n=3), with_spectrum(torch.tensor([1.0, 0.5, -0.3]))])
+    matrix = torch.stack([spd(n=3), torch.diag(torch.tensor([1.0, 0.5, -0.3], dtype=torch.float64))])
     solver = Refined(Crossbar(Machine(MachineSpec(name="m", tau=TAU))))
     state, _ = solver.prepare(Dense(matrix))
     solution = solver.solve(state, normal(2, 2, 3))

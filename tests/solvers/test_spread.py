@@ -69,13 +69,14 @@ def test_the_transform_back_is_the_transposed_matrix_of_drives() -> None:
         assert work == Work.of(elementwise(2 * n * n, round(2.5 * math.log2(2 * n)) + 1), 2)
 
 
-def test_an_inverse_that_goes_too_far_falls_back_at_once_and_is_counted(generator: torch.Generator) -> None:
+def test_an_inverse_that_goes_too_far_is_tried_again_falls_back_and_is_counted(generator: torch.Generator) -> None:
     stack = Dense(torch.stack((crowd(), torch.eye(SIZE, dtype=torch.float64))))
     solver = Guarded(reader(UnitVectors(LONG)))
     state, work = solver.prepare(stack, generator=generator)
     assert state.outcome.tolist() == [Outcome.FELL_BACK.code, Outcome.SOLVED.code]
-    assert state.rise.tolist() == [0.0, 0.0]
-    assert sum(job.drives * count for job, count in work.jobs.items() if isinstance(job, Job)) == 2 * SIZE  # asked once
+    assert state.rise[1] == 0
+    drives = sum(job.drives * count for job, count in work.jobs.items() if isinstance(job, Job))
+    assert drives == (2 + 4) * SIZE  # the member that failed was asked again once as it is, and three times damped
     rhs = torch.ones(2, SIZE, dtype=torch.float64)
     solution = solver.solve(state, rhs, generator=generator)
     exact = Cholesky().solve(Cholesky().prepare(stack)[0], rhs)

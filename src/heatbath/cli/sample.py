@@ -67,7 +67,7 @@ def sample(
             terminal.print(f"… and {len(rows) - SHOWN} more coordinates", style="dim")
         if find_spec("arviz_stats") is None:
             terminal.print("effective samples, R-hat, errors: need arviz-stats, pip install 'heatbath[studies]'", markup=False)
-        clips = ", ".join(f"{name} {count}" for name, count in draws.notes.items() if name != "tier")
+        clips = ", ".join(f"{name} {count}" for name, count in draws.notes.items())
         terminal.print(f"clipped: {clips}", highlight=False)
         terminal.print(bill_table(price(draws.work, digital=h100(), machines={emulated.spec.name: emulated.spec})))
         if out is not None:

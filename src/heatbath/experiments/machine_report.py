@@ -10,7 +10,7 @@ import torch
 from rich.table import Table
 
 from heatbath.costs import Bill, h100, price, with_unit
-from heatbath.machines import FastLaw, Figures, Machine, MachineSpec, describe, figures
+from heatbath.machines import Figures, Machine, MachineSpec, SettledApproximation, describe, figures
 from heatbath.machines.converters import lsb
 from heatbath.machines.rounding import simulated_condition
 from heatbath.solvers import default_schedule
@@ -70,7 +70,7 @@ def check_machine(spec: MachineSpec, *, cells: int, conditions: Sequence[float])
         simulated = simulated_condition(spec, cells=simulated_cells, generator=torch.Generator().manual_seed(0))
     machine = Machine(spec)
     programmed = machine.program(
-        torch.eye(cells, dtype=torch.float64), law=FastLaw, check=False
+        torch.eye(cells, dtype=torch.float64), circuit=SettledApproximation, check=False
     )  # only its work is of interest
     drive, predictions = None, []
     if spec.coupling is None:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from heatbath.experiments.csv_text import table_csv
-from heatbath.machines import ClosedLoop, ExactLaw, Machine, Schedule
+from heatbath.machines import ClosedLoop, ExactDynamics, Machine, Schedule
+from heatbath.machines.expected import expected_error
 from heatbath.operators import Dense
 from heatbath.solvers import Crossbar, Refined, Solver, ThermodynamicSolve, default_schedule, linalg
-from heatbath.solvers.expected import expected_error
 from heatbath.solvers.held import Held, program
 from heatbath.solvers.prediction import Prediction, predict, warn_if_useless
 from heatbath.solvers.refined import Refinable
@@ -189,8 +189,8 @@ def settling(task: Task) -> Settling:
     """Solve at a row of times, again and again, from one programming."""
     operator, generator = Dense(task.matrix), task.generator()
     crossbar = task.solver == "crossbar"
-    law = ClosedLoop(task.machine.spec.amplifier_gain) if crossbar else ExactLaw
-    held, _ = program(task.machine, operator, None, law=law, generator=generator)
+    circuit = ClosedLoop(task.machine.spec.amplifier_gain) if crossbar else ExactDynamics
+    held, _ = program(task.machine, operator, None, circuit=circuit, generator=generator)
     rows, answer = task.rhs.reshape(-1, len(task.matrix))[:ROWS], task.answer[:ROWS]
     own = task.schedule().seconds
     ratio = max(2 * own / task.machine.spec.time_constant, 4.0) ** (1 / BEFORE)  # from half a time constant on
@@ -201,7 +201,7 @@ def settling(task: Task) -> Settling:
         errors = _repeat(MACHINE_SOLVERS[task.solver](task.machine, schedule), held, operator, rows, answer, generator)
         measured.append(errors.tolist())
         read = Schedule(seconds, 0.0, reads=1) if crossbar else schedule
-        expected.append(float(expected_error(task.machine, held, rows, read, answer)))
+        expected.append(float(expected_error(task.machine, held.programmed, held.root, rows, read, answer)))
     return Settling(times, measured, expected, refined=task.solver == "refined")
 
 

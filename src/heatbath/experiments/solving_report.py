@@ -46,7 +46,6 @@ def accuracy_table(task: Task, solved: Solved, study: Settling) -> Table:
     table.add_row("relative residual", f"{float(result.notes['residual']):.3e}", "‖b − Mx‖/‖b‖, measured digitally")
     table.add_row("condition number", f"{float(result.notes['condition']):.3e}", "of the matrix as given")
     table.add_row("outcome", "", "; ".join(result.messages))
-    table.add_row("emulation", "", str(result.notes.get("tier", "–")))
     counts = clip_counts(solved)
     table.add_row("clipped", str(sum(counts.values())), ", ".join(f"{name} {count}" for name, count in counts.items()))
     return table

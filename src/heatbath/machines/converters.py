@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-DITHERED = 0.5  # noise of one read, in LSB, from which quantization is white noise
-STILL = 0.05  # noise of one read, in LSB, below which all reads give one code
+DITHER_MIN_LSB = 0.5  # noise of one read from which quantization is white noise
+STILL_MAX_LSB = 0.05  # noise of one read below which all reads give one code
 
 
 def lsb(bits: int, full_scale: Tensor | float = 1.0) -> Tensor | float:
@@ -21,41 +21,40 @@ def lsb(bits: int, full_scale: Tensor | float = 1.0) -> Tensor | float:
     return full_scale / (2 ** (bits - 1) - 1)
 
 
-def quantize(
+def encode(
     values: Tensor, bits: int | None, full_scale: Tensor | float = 1.0, *, noise: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """What a converter makes of `values`, and which of them clipped.
+) -> tuple[Tensor, Tensor | float, Tensor]:
+    """The codes that a converter makes of `values`.
 
     Args:
         values: any shape.
-        bits: bits, sign included; None: an ideal converter, which neither rounds nor clips.
+        bits: bits, sign included; None: an ideal converter, whose "codes" are the values themselves.
         full_scale: largest magnitude, a number or a tensor that broadcasts.
         noise: uniform in [0, 1), of the shape of `values`, for stochastic rounding; None: to nearest.
 
     Returns:
-        The values and a bool mask of those beyond full scale.
+        Codes (whole numbers of the dtype of `values`), what one stands for, and a bool mask of values beyond full scale.
     """
     if bits is None:
-        return values, torch.zeros_like(values, dtype=torch.bool)
+        return values, 1.0, torch.zeros_like(values, dtype=torch.bool)
     step = lsb(bits, full_scale)
     top = 2 ** (bits - 1) - 1
     codes = torch.round(values / step) if noise is None else torch.floor(values / step + noise)
-    return codes.clamp(-top, top) * step, values.abs() > full_scale * (1 + 1e-6)
+    return codes.clamp(-top, top), step, values.abs() > full_scale * (1 + 1e-6)
+
+
+def decode(codes: Tensor, bits: int | None) -> Tensor:
+    """Values over full scale that codes stand for."""
+    return codes if bits is None else codes * lsb(bits)
+
+
+def quantize(values: Tensor, bits: int | None, full_scale: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
+    """`values` as a converter leaves them, rounded to nearest, and a bool mask of those beyond full scale."""
+    codes, step, over = encode(values, bits, full_scale)
+    return codes * step, over
 
 
 def power_of_two(ratio: Tensor) -> Tensor:
     """The smallest power of two that is at least `ratio`; 1 where `ratio` is not positive and finite."""
     good = torch.isfinite(ratio) & (ratio > 0)
     return torch.exp2(torch.ceil(torch.log2(torch.where(good, ratio, 1.0))))
-
-
-def normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal numbers of the dtype and device of `like`, from a generator of any device (None: torch's own)."""
-    device = like.device if generator is None else generator.device
-    return torch.randn(shape, dtype=like.dtype, device=device, generator=generator).to(like.device)
-
-
-def uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Numbers uniform in [0, 1), as `normal`."""
-    device = like.device if generator is None else generator.device
-    return torch.rand(shape, dtype=like.dtype, device=device, generator=generator).to(like.device)

@@ -1,4 +1,4 @@
-"""How large a condition number a machine stands: a rule is in `figures`, a measurement here.
+"""How large a condition number a machine stands: a rule is in `spec.derived`, a measurement here.
 
 Matrices with a random eigenbasis and evenly spaced logarithms of eigenvalues are held by the machine (rounded, mismatched,
 written with noise), inverted exactly, and compared with what was meant. The condition number at which the median relative
@@ -12,7 +12,9 @@ import math
 import torch
 from torch import Tensor
 
-from heatbath.machines.memory import hold
+from heatbath.machines.emulator.emulator import Emulator
+from heatbath.machines.machine import Machine
+from heatbath.machines.oracle import oracle
 from heatbath.machines.spec import MachineSpec
 
 DRAWS = 5  # matrices for each condition number
@@ -51,9 +53,9 @@ def _error(basis: Tensor, decades: float, spec: MachineSpec, serial: int, genera
     """Median relative error of the inverse at κ = 10^decades."""
     values = torch.logspace(0, -decades, basis.shape[-1], dtype=basis.dtype)
     matrix = (basis * values) @ basis.mT
-    held, scale, _ = hold(matrix, spec, serial, generator)
-    rates, modes = torch.linalg.eigh(held)
-    inverse = (modes / rates.unsqueeze(-2)) @ modes.mT / scale[..., None, None]
+    programmed = Machine(Emulator(spec, serial)).program(matrix, check=False, generator=generator)
+    rates, modes = torch.linalg.eigh(oracle(programmed).conductance)
+    inverse = (modes / rates.unsqueeze(-2)) @ modes.mT / programmed.scale[..., None, None]
     exact = (basis / values) @ basis.mT
     error = (inverse - exact).flatten(1).norm(dim=-1) / exact.flatten(1).norm(dim=-1)
     return float(torch.where(rates[..., 0] > 0, error, math.inf).median())

@@ -16,7 +16,8 @@ What is done otherwise than in the paper (v1), or not stated there:
 3. One reading is taken at t. The paper may average several (§4), and simulates by Euler–Maruyama; here the exact law is drawn.
 4. `delay` is the time that the digital side takes to bring the next G and g; the cells go on relaxing to the old ones (Fig. 1).
 5. TNGD-Adam has the β of Adam; the paper's runs have β₁ = β₂ = 0 (app. E.2), which leaves little but the sign of the reading.
-6. A matrix that the converters made indefinite is re-damped, or solved digitally, and counted (`report()`).
+6. A reading of cells that ran away, as they do where rounding made the matrix indefinite, has a residual far above that of no
+   reading: the step is then solved digitally, and counted (`report()`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from heatbath.curvature import Fisher
-from heatbath.machines import Faulty, Machine, Schedule
+from heatbath.machines import Machine, Schedule
 from heatbath.operators import Operator
 from heatbath.optim.arguments import check_kind
 from heatbath.optim.joint import JointNaturalGradient
@@ -40,6 +41,7 @@ from heatbath.optim.options import AdamW, complete_groups, default_options
 from heatbath.solvers import Full, Guarded, Solution, Solver, ThermodynamicSolve
 from heatbath.work import Work
 
+RUNAWAY = 10.0  # relative residual that no reading has, however early or carried over, unless cells ran away
 LIMIT = 4096  # parameters; an emulated step costs an eigendecomposition of this size
 
 
@@ -113,7 +115,7 @@ class TNGD(JointNaturalGradient):
         model: nn.Module,
         groups: Iterable[Mapping[str, Any]] = (),  # Any: torch's own type
         *,
-        machine: Machine | Faulty,
+        machine: Machine,
         fisher: Fisher,
         time: float | None = None,
         lr: float = 0.1,
@@ -123,7 +125,7 @@ class TNGD(JointNaturalGradient):
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"TNGD takes the model itself, not its parameters: expected nn.Module, got {type(model).__name__}")
-        if not isinstance(machine, Machine | Faulty):
+        if not isinstance(machine, Machine):
             raise TypeError(f"machine must be a Machine, got {type(machine).__name__}: Machine(load_machine('tngd-2024'))")
         policy = TNGDPolicy() if policy is None else policy
         check_kind("policy", policy, TNGDPolicy, "TNGDPolicy(…)")
@@ -141,13 +143,19 @@ class TNGD(JointNaturalGradient):
         )
 
 
-def relaxation(machine: Machine | Faulty, time: float | None, policy: TNGDPolicy) -> Solver[Any]:  # Any: any state
+def relaxation(machine: Machine, time: float | None, policy: TNGDPolicy) -> Solver[Any]:  # Any: any state
     """The solver of a policy: one reading after the time t, and the voltages after the delay."""
     seconds = machine.spec.default_settle_seconds if time is None else float(time)
     schedule = Schedule(burn_in=seconds, duration=float(policy.delay), reads=1)
     carried = policy.start is Start.CARRIED
-    driven = ThermodynamicSolve(machine, schedule, equilibrate=False, warm_start=carried)
-    inner = Full(Guarded(driven, residual_tolerance=math.inf), limit=LIMIT)  # carried voltages lag behind, and may
+    inner = Full(
+        Guarded(
+            ThermodynamicSolve(machine, schedule, equilibrate=False, warm_start=carried),
+            residual_tolerance=RUNAWAY,
+            overshoot=None,
+        ),
+        limit=LIMIT,
+    )
     return FromGradient(inner) if policy.start is Start.GRADIENT else inner
 
 
@@ -176,7 +184,7 @@ class FromGradient(Solver[Any]):  # Any: the inner solver's state
         return self.inner.outcome(state)
 
 
-def _check(model: nn.Module, machine: Machine | Faulty, time: float | None, damping: float) -> None:
+def _check(model: nn.Module, machine: Machine, time: float | None, damping: float) -> None:
     """Refuse what no step could do.
 
     Raises:

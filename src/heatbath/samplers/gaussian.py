@@ -10,17 +10,19 @@ scaled to a unit diagonal before programming, Λ = D^{1/2} M D^{1/2}, so that fe
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from heatbath.machines import Machine, read_voltages
+from heatbath.machines import Machine
 from heatbath.operators import check_symmetric
 from heatbath.work import Work, elementwise
 
-CLIPS = ("drive_clipped", "read_clipped", "attenuated")  # counts of a `VoltageReading`
+CLIPS = ("drive_clipped", "read_clipped")  # counts of a `SampleReading`
+RUNAWAY_SHARE = 2.0  # energy of a cell, in units of that at equilibrium, from which a machine counts as running away
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +66,7 @@ class Draws:
     Args:
         values: `[reads, chains, n]`.
         work: what it asked of hardware.
-        notes: clip counts and the emulation tier, by name.
+        notes: clip counts by name.
     """
 
     values: Tensor
@@ -130,8 +132,8 @@ def sample_gaussian(
         generator: source of randomness.
 
     Raises:
-        ValueError: a precision whose diagonal is not positive, or what `read_voltages` refuses; a machine on which rounding
-            made the precision indefinite.
+        ValueError: a precision whose diagonal is not positive, what `Machine.read_samples` refuses, or cells whose energy
+            says that they run away.
     """
     return read_scaled(
         machine,
@@ -172,21 +174,15 @@ def read_scaled(
         samples of N(Λ⁻¹b, Λ⁻¹), `[*stack, reads, chains, n]`; clip counts over the stack.
 
     Raises:
-        ValueError: a diagonal that is not positive, what `read_voltages` refuses, or a machine on which rounding made a
-            precision indefinite.
+        ValueError: a diagonal that is not positive, what `Machine.read_samples` refuses, or cells whose energy says that they
+            run away.
     """
     diagonal = precision.diagonal(dim1=-2, dim2=-1)
     if not bool((diagonal > 0).all()):
         raise ValueError("a precision needs a positive diagonal; add a prior")
     root = diagonal.rsqrt()
     programmed = machine.program(root.unsqueeze(-1) * precision * root.unsqueeze(-2), generator=generator)
-    if not bool(programmed.definite.all()):
-        raise ValueError(
-            f"machine {machine.spec.name!r} holds a precision that rounding made indefinite: it would run away; "
-            "give it more matrix_bits, or a narrower prior"
-        )
-    reading = read_voltages(
-        machine,
+    reading = machine.read_samples(
         programmed,
         None if potential is None else root * potential,
         reads=reads,
@@ -195,6 +191,31 @@ def read_scaled(
         chains=chains,
         generator=generator,
     )
+    _check_energy(reading.samples, root.unsqueeze(-1) * precision * root.unsqueeze(-2), machine)
     counts = {name: int(getattr(reading, name).sum()) for name in CLIPS}
     work = programmed.work + reading.work + Work.of(elementwise(reading.samples.numel()))
-    return Draws(reading.samples * root[..., None, None, :], work, {"tier": reading.tier, **counts})
+    return Draws(reading.samples * root[..., None, None, :], work, dict(counts))
+
+
+def _check_energy(samples: Tensor, precision: Tensor, machine: Machine) -> None:
+    """Equipartition: cells at equilibrium have an energy of half a unit of temperature each, and runaway ones far more.
+
+    Args:
+        samples: `[*stack, reads, chains, n]`.
+        precision: what was sent, `[*stack, n, n]`.
+        machine: the machine.
+
+    Raises:
+        ValueError: an energy of `RUNAWAY_SHARE` times that of equilibrium, over the reads about their mean, or no number.
+    """
+    rows = samples.flatten(-3, -2)
+    rows = rows - rows.mean(-2, keepdim=True)
+    energy = ((rows @ precision) * rows).sum(-1)
+    share = energy.mean(-1) / rows.shape[-1]
+    doubt = RUNAWAY_SHARE + 5 * math.sqrt(2 / (rows.shape[-1] * rows.shape[-2]))
+    if not bool((share < doubt).all()):
+        raise ValueError(
+            f"cells of machine {machine.spec.name!r} have {float(share.max()):.3g} times the energy of equilibrium: "
+            "they run away, or their noise is not what is stated; rounding may have made the precision indefinite: give the "
+            "machine more matrix_bits, or a narrower prior"
+        )

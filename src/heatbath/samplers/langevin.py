@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from heatbath.machines import MachineSpec
-from heatbath.machines.converters import normal, quantize
+from heatbath.machines.converters import quantize
+from heatbath.machines.random import normal
 from heatbath.samplers.gaussian import Draws, Gaussian
 from heatbath.work import Job, Work
 

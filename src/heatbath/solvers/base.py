@@ -24,9 +24,9 @@ class Outcome(Enum):
     """How a solve ended; the value is the message. Tensors of outcomes hold `code`, so no device is waited for."""
 
     SOLVED = "solved"
-    INDEFINITE = "the matrix, as held, is not positive definite: raise the damping or the matrix bits"
+    INDEFINITE = "the matrix is not positive definite: raise the damping"
     NONFINITE = "the result holds NaN or inf"
-    INACCURATE = "the residual is above the tolerance"
+    INACCURATE = "the residual is above the tolerance, or the answer no better than none: raise the damping or the bits"
     LATE = "the machine gave no result in time"
     REDAMPED = "solved after the damping was raised"
     FELL_BACK = "solved by the fallback solver"
@@ -70,7 +70,7 @@ class Solution:
         work: what it asked of hardware.
         outcome: int8 codes of `Outcome`, `[*stack]`.
         residual: relative residual ‖b − Mx‖/‖b‖ `[*stack]` where a solver measured it, else None.
-        notes: what else a solver reports, by name (tensors `[*stack]` or strings): clip counts, emulation tier.
+        notes: what else a solver reports, by name (tensors `[*stack]` or strings): clip counts.
         state: the state to use for the next solve, where solving changed it (a machine goes on from its end); None: unchanged.
     """
 

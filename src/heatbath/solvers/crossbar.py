@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from heatbath.machines import ClosedLoop, Faulty, Machine, Schedule
+from heatbath.machines import ClosedLoop, Machine, Schedule
 from heatbath.operators import Operator
 from heatbath.solvers.base import Solution, Solver
 from heatbath.solvers.held import Held, notes_of, outcome_of, program
@@ -36,7 +36,7 @@ class Crossbar(Solver[Held]):
         ValueError: a settling time that is not positive.
     """
 
-    machine: Machine | Faulty
+    machine: Machine
     settle_seconds: float | None = None
     equilibrate: bool = True
 
@@ -54,8 +54,8 @@ class Crossbar(Solver[Held]):
     def prepare(
         self, operator: Operator, *, previous: Held | None = None, generator: torch.Generator | None = None
     ) -> tuple[Held, Work]:
-        loop = ClosedLoop(self.machine.spec.amplifier_gain)
-        return program(self.machine, operator, self.schedule, equilibrate=self.equilibrate, law=loop, generator=generator)
+        loop = ClosedLoop(self.machine.spec.amplifier_gain) if self.machine.emulated else None
+        return program(self.machine, operator, self.schedule, equilibrate=self.equilibrate, circuit=loop, generator=generator)
 
     def solve(
         self, state: Held, rhs: Tensor, *, guess: Tensor | None = None, generator: torch.Generator | None = None
@@ -66,9 +66,8 @@ class Crossbar(Solver[Held]):
         reading = self.machine.run(
             state.programmed, rhs * root, schedule=schedule, guess=start, keep_end=False, generator=generator
         )
-        left = torch.exp(-state.programmed.slowest.clamp_min(0) * (schedule.burn_in / self.machine.spec.time_constant))
         digital = Work.of(elementwise(rhs.numel(), 2)) if self.equilibrate else Work()
-        notes = {**notes_of(reading), "matrix_clipped": state.programmed.clipped, "unsettled": left}
+        notes = {**notes_of(reading), "matrix_clipped": state.programmed.clipped}
         return Solution(reading.mean * root, reading.work + digital, outcome_of(reading, state.outcome), notes=notes)
 
     def outcome(self, state: Held) -> Tensor:

@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heatbath.machines import Faulty, Machine, Schedule
-from heatbath.machines.process import read_correlation
+from heatbath.machines import Device, Machine, MachineSpec, Schedule
+from heatbath.machines.dynamics.ornstein_uhlenbeck import read_correlation
 from heatbath.operators import Dense, check_symmetric
 from heatbath.solvers.base import Outcome, Solver, worse
 from heatbath.solvers.door import check_cells, check_definite, one_of
@@ -39,6 +39,7 @@ from heatbath.solvers.result import Result
 from heatbath.solvers.thermodynamic import Fluctuations
 from heatbath.work import Work, cholesky, elementwise, matmul
 
+RUNAWAY_SHARE = 2.0  # energy of a cell, in units of that at equilibrium, from which a machine counts as running away
 RELAXATIONS, READS = 10.0, 1000  # without a read-out: burn-in in slowest relaxation times, and reads one such time apart
 
 
@@ -46,7 +47,7 @@ def logdet(
     matrix: Tensor,
     *,
     solver: Solver[Any] | None = None,  # Any: any state
-    machine: Machine | Faulty | None = None,
+    machine: Machine | Device | MachineSpec | None = None,
     readout: Fluctuations | None = None,
     points: int = 8,
     generator: torch.Generator | None = None,
@@ -70,7 +71,7 @@ def logdet(
         ValueError: a matrix that is not square, finite, symmetric and definite, or larger than the machine; no points;
             both `solver` and `machine`, or a read-out without a machine.
     """
-    one_of(solver, machine)
+    machine = one_of(solver, machine)
     check_symmetric(matrix)
     check_cells(matrix, machine)
     if points < 1 or (readout is not None and machine is None):
@@ -161,9 +162,7 @@ def graded_rule(q: Tensor, points: int) -> tuple[Tensor, Tensor]:
 _Slopes = tuple[Tensor, Tensor, Work, Tensor, dict[str, Any]]  # Any: notes are tensors or strings
 
 
-def _watched(
-    path: _Path, machine: Machine | Faulty, readout: Fluctuations | None, generator: torch.Generator | None
-) -> _Slopes:
+def _watched(path: _Path, machine: Machine, readout: Fluctuations | None, generator: torch.Generator | None) -> _Slopes:
     """2β dW/du at every point as the machines show it, its variance, work and outcome."""
     tau = machine.spec.time_constant
     scale = path.matrices.abs().amax((-2, -1))
@@ -181,10 +180,11 @@ def _watched(
     fluctuation = 2 * (path.change_values / path.values).square() * correlation / readout.reads**2
     pushed = 2 * (path.change_values / path.values.square()).square()  # Var tr(X E) of a symmetric E of unit entries, 2‖X‖_F²
     entries = (entry_error(machine.spec) * scale).square().unsqueeze(-1) * pushed
-    prepared = torch.where(programmed.definite, Outcome.SOLVED.code, Outcome.INDEFINITE.code)
+    shares = (reading.inverse * path.matrices).sum((-2, -1)) / path.matrices.shape[-1]  # 1 by equipartition of energy
+    prepared = torch.where(shares >= RUNAWAY_SHARE, Outcome.INACCURATE.code, Outcome.SOLVED.code)
     codes = outcome_of(reading, prepared)
     codes = functools.reduce(worse, mark_nonfinite(codes, reading.inverse).unbind(-1))
-    notes = {"tier": reading.tier, "read_clipped": reading.read_clipped.sum(-1)}
+    notes = {"read_clipped": reading.read_clipped.sum(-1)}
     return slope, (fluctuation + entries).sum(-1), programmed.work + reading.work, codes, notes
 
 

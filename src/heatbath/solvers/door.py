@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from heatbath.machines import Faulty, Machine
+from heatbath.machines import Device, Machine, MachineSpec, as_machine
 from heatbath.solvers.base import check_solver
 
 
@@ -30,7 +30,7 @@ def check_definite(values: Tensor, name: str = "the matrix") -> None:
         )
 
 
-def check_cells(matrix: Tensor, machine: Machine | Faulty | None) -> None:
+def check_cells(matrix: Tensor, machine: Machine | None) -> None:
     """Refuse matrices larger than the machine.
 
     Raises:
@@ -66,8 +66,8 @@ def check_rows(matrix: Tensor, rows: Tensor, name: str) -> None:
         raise ValueError(f"{name} holds NaN or inf; look at what it was made from")
 
 
-def one_of(solver: object, machine: object) -> None:
-    """Refuse two ways of solving at once.
+def one_of(solver: object, machine: Machine | Device | MachineSpec | None) -> Machine | None:
+    """The machine to use, if any; two ways of solving at once are refused.
 
     Raises:
         ValueError: both given.
@@ -77,6 +77,4 @@ def one_of(solver: object, machine: object) -> None:
         check_solver(solver, "solver")
     if solver is not None and machine is not None:
         raise ValueError("give either solver= or machine=, got both; a solver holds its own machine")
-    if machine is not None and not isinstance(machine, Machine | Faulty):
-        kind = type(machine).__name__
-        raise TypeError(f"machine must be a Machine, got {kind}; build one: Machine(load_machine('tngd-2024'))")
+    return None if machine is None else as_machine(machine)

@@ -16,7 +16,6 @@ A, is 3·10⁻⁶ with 12 solves and 6·10⁻¹¹ with 24 (real-pole approximati
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,11 +23,11 @@ import torch
 from numpy.polynomial import chebyshev
 from torch import Tensor
 
-from heatbath.machines import CorrelatedNoise, Machine, read_autocovariance
-from heatbath.machines.process import phi, read_correlation
+from heatbath.machines import CorrelatedNoise, Device, Machine, MachineSpec
+from heatbath.machines.dynamics.ornstein_uhlenbeck import phi, read_correlation
 from heatbath.operators import Dense, check_symmetric
 from heatbath.solvers.base import Outcome, Solver, worse
-from heatbath.solvers.determinant import READS, RELAXATIONS
+from heatbath.solvers.determinant import READS, RELAXATIONS, RUNAWAY_SHARE
 from heatbath.solvers.door import check_cells, check_definite, one_of
 from heatbath.solvers.eigen import Eigen
 from heatbath.solvers.lyapunov import check_overdamped
@@ -43,7 +42,7 @@ def expm_neg(
     time: float = 1.0,
     *,
     solver: Solver[Any] | None = None,  # Any: any state
-    machine: Machine | None = None,
+    machine: Machine | Device | MachineSpec | None = None,
     pairs: int | None = None,
     degree: int = 16,
     generator: torch.Generator | None = None,
@@ -68,7 +67,7 @@ def expm_neg(
         ValueError: a matrix that is not square, finite, symmetric and definite, or larger than the machine; a time, degree or
             number of pairs that is not positive; both `solver` and `machine`, or pairs without a machine.
     """
-    one_of(solver, machine)
+    machine = one_of(solver, machine)
     check_symmetric(matrix)
     check_cells(matrix, machine)
     if not time > 0 or not math.isfinite(time) or degree < 1 or (pairs is not None and pairs < 1):
@@ -80,7 +79,7 @@ def expm_neg(
     if machine is not None:
         flat, spectra = matrix.reshape(-1, *matrix.shape[-2:]), values.reshape(-1, values.shape[-1])
         each = [
-            _watched(flat[k], time, spectra[k], replace(machine, serial=machine.serial + k), pairs or READS, generator)
+            _watched(flat[k], time, spectra[k], machine, k % (machine.count or len(flat)), pairs or READS, generator)
             for k in range(len(flat))
         ]
         return _stacked(each, matrix.shape[:-2])
@@ -97,29 +96,32 @@ def expm_neg(
 
 
 def _watched(
-    matrix: Tensor, time: float, values: Tensor, machine: Machine, pairs: int, generator: torch.Generator | None
+    matrix: Tensor, time: float, values: Tensor, machine: Machine, slot: int, pairs: int, generator: torch.Generator | None
 ) -> Result:
     """One machine's covariance with itself a lag later."""
     check_overdamped(machine)
     n, spec = matrix.shape[-1], machine.spec
     tau, scale = spec.time_constant, float(matrix.abs().max())
-    programmed = machine.program(matrix, law=CorrelatedNoise(matrix / scale), check=False, generator=generator)
+    programmed = machine.program(
+        matrix, circuit=CorrelatedNoise(matrix / scale), slots=[slot], check=False, generator=generator
+    )
     burn_in = RELAXATIONS * tau * scale / float(values[0])
     lag = time * tau * float(programmed.scale)
-    reading = read_autocovariance(machine, programmed, pairs=pairs, lag=lag, burn_in=burn_in, generator=generator)
+    reading = machine.read_autocovariance(programmed, pairs=pairs, lag=lag, burn_in=burn_in, generator=generator)
     variance = autocovariance_variance(torch.exp(-time * values), pairs)
     fade, total = torch.exp(-time * values), values.unsqueeze(-1) + values.unsqueeze(-2)
     gap = time * (values.unsqueeze(-1) - values.unsqueeze(-2)).abs()  # (r_i − r_j)/(λ_j − λ_i) = t max(r_i, r_j) φ(gap)
     slope = time * torch.maximum(fade.unsqueeze(-1), fade.unsqueeze(-2)) * phi(gap)
     entries = entry_error(spec) * scale * (slope + (fade.unsqueeze(-1) + fade.unsqueeze(-2)) / total)
-    codes = torch.where(programmed.definite, Outcome.SOLVED.code, Outcome.INDEFINITE.code).to(torch.int8)
+    share = reading.covariance.diagonal().abs().mean()  # below 1 for voltages of unit variance
+    codes = torch.where(share >= RUNAWAY_SHARE, Outcome.INACCURATE.code, Outcome.SOLVED.code).to(torch.int8)
     noise_upload = Work.of(Job(spec.name, n, upload_bits=programmed.upload_bits))
     return Result(
         0.5 * (reading.covariance + reading.covariance.mT),
         (variance + entries.square() + torch.diag_embed(entries.diagonal().square())).sum((-2, -1)).sqrt().to(matrix),
         programmed.work + noise_upload + reading.work + Work.of(elementwise(n * n, 3)),
         codes,
-        {"tier": reading.tier, "read_clipped": reading.read_clipped},
+        {"read_clipped": reading.read_clipped},
     )
 
 
@@ -148,7 +150,6 @@ def _stacked(results: list[Result], stack: torch.Size) -> Result:
         sum((r.work for r in results), Work()),
         torch.stack([r.outcome for r in results]).reshape(stack),
         {
-            "tier": results[0].notes["tier"],
             "read_clipped": torch.stack([r.notes["read_clipped"] for r in results]).reshape(stack),
         },
     )

@@ -1,20 +1,20 @@
 """A solver watched: what it cannot solve is tried again, re-damped, or handed to a fallback, and counted.
 
-A machine whose held matrix is indefinite runs away, and a rounded matrix is indefinite once 2^bits falls below the condition
-number. `Guarded` asks the inner solver how preparing ended and, for the members of a stack that failed, adds a growing
-multiple of the identity,
+Rounding makes a matrix indefinite once 2^bits falls below the condition number; a machine that holds such a one runs away, and
+nothing on its wires says so. What a machine returns is therefore examined: X, whether an explicit inverse or the machine
+itself answering drives, by power iteration on I − XM, which is symmetric in the inner product of M, so that its largest
+|1 − μ|, over eigenvalues μ of XM, is approached from below. Above 1, X is negative along some direction, or a full step along
+it goes more than twice too far, and descent diverges. What stands still does not: a dead cell has μ = 0, and |1 − μ| = 1.
+
+Members of a stack that fail are tried again. A machine is asked once more for the same matrix, as accidents pass (it was late,
+returned what is no number, or garbage); from then on, and for digital solvers at once, a growing multiple of the identity is
+added,
 
     M + δ_k I,    δ_k = initial · growthᵏ · tr(M)/n,    k = 0 … retries − 1,
 
-then takes the fallback's digital solution. A machine that was late, or returned what is no number, met an accident that more
-damping does not mend: it is asked again for the same matrix, and once more for a right-hand side, before the fallback is. A
-result whose residual is above the tolerance is treated like a result that is not finite. The residual is against what the
-inner solver was asked for, M + δ_k I: that it is not M was decided, and is counted.
-
-An explicit inverse X that a machine made is checked once, by power iteration on I − XM, which is symmetric in the inner product
-of M: its largest |1 − μ|, over eigenvalues μ of XM, is approached from below. Above 1, X is negative along some direction, or
-a full step along it goes more than twice too far, and descent diverges. Coarse readings do that; more damping does not mend it,
-so such a member falls back at once. What stands still does not diverge: a dead cell has μ = 0, and |1 − μ| = 1 to rounding.
+and at last the fallback's digital solution is taken. While solving, a machine that was late, or returned what is no number, is
+asked again before the fallback is. A result whose residual is above the tolerance is treated like one that is not finite. The
+residual is against what the inner solver was asked for, M + δ_k I: that it is not M was decided, and is counted.
 
 One flag per refresh and one per solve are read on the host, which on an accelerator waits for the device.
 """
@@ -22,6 +22,7 @@ One flag per refresh and one per solve are read on the host, which on an acceler
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,6 +45,7 @@ from heatbath.solvers.products import (
 from heatbath.work import Work, elementwise
 
 POWER_STEPS = 9  # the largest of 1.1 and many of 0.1 stands out by 10⁹
+DRIVEN_STEPS = 5  # by a machine, whose runaway modes stand out far more
 
 
 @tree
@@ -73,15 +75,15 @@ class Guarded(Solver[Watched]):
     Args:
         inner: the solver to watch.
         fallback: solver for what the inner one cannot do.
-        retries: how often to prepare again, with more damping where that can help, before falling back.
+        retries: how often to prepare again with more damping before falling back; 0: fall back at once.
         initial: first rise of the damping, relative to the mean eigenvalue tr(M)/n.
         growth: factor between rises.
         residual_tolerance: relative residual above which a solution falls back; None: what a machine answers must at least be
             better than nothing, nearer to the solution than 0 is in the norm of M (2bᵀx > xᵀMx), and digital solutions finite;
             `math.inf`: finite only, also from machines. A check costs a digital product per solve, as much as applying an
             inverse, and is all that tells garbage from a result.
-        overshoot: |1 − μ| from which an explicit inverse of a machine falls back; None does not check. Costs 19 digital
-            products with vectors each time that one is made.
+        overshoot: |1 − μ| from which a machine's answers are refused; None does not check. Costs 19 digital products with
+            vectors each time an inverse is made, or 6 of them and 5 drives of each machine where there is none.
 
     Raises:
         TypeError: `inner` or `fallback` is no solver.
@@ -110,19 +112,21 @@ class Guarded(Solver[Watched]):
         self, operator: Operator, *, previous: Watched | None = None, generator: torch.Generator | None = None
     ) -> tuple[Watched, Work]:
         inner, work = self.inner.prepare(operator, previous=previous.inner if previous else None, generator=generator)
-        codes = self.inner.outcome(inner)
-        bad = ~usable(codes)
+        analog = bool(work.jobs)
+        codes, extra = self._examine(inner, operator, analog, generator)
+        work, bad = work + extra, ~usable(codes)
         mean_eigenvalue = operator.trace() / operator.size
         rise = torch.zeros_like(mean_eigenvalue)
         tried = torch.zeros_like(bad)
-        for k in range(self.retries):
+        for k in range(self.retries + analog if self.retries else 0):
             if not _any(bad):
                 break
-            damp = bad if not work.jobs else bad & ~_accident(codes)
-            rise = torch.where(damp, self.initial * self.growth**k * mean_eigenvalue, rise)
-            again, extra = self.inner.prepare(operator.shift(rise), generator=generator)
-            work = work + extra * float(bad.float().mean())  # a real machine would be asked for the failed ones only
-            ended = self.inner.outcome(again)
+            damp = bad if not analog else bad & ~_accident(codes) & (k > 0)
+            rise = torch.where(damp, self.initial * self.growth ** (k - analog) * mean_eigenvalue, rise)
+            asked = operator.shift(rise)
+            again, extra = self.inner.prepare(asked, generator=generator)
+            ended, examined = self._examine(again, asked, analog, generator)
+            work = work + (extra + examined) * float(bad.float().mean())  # a real machine would be asked for these only
             if same_structure(again, inner):
                 again, ended = select(bad, again, inner), torch.where(bad, ended, codes)
             inner, tried = again, tried | bad
@@ -130,16 +134,25 @@ class Guarded(Solver[Watched]):
             bad = ~usable(codes)
         better = torch.where(rise > 0, Outcome.REDAMPED.code, Outcome.RETRIED.code)
         codes = torch.where(tried & (codes == Outcome.SOLVED.code), better, codes).to(torch.int8)
-        if self.overshoot is not None and work.jobs and isinstance(inner, Inverse):
-            reached, extra = overshoot(inner.operator, operator.shift(rise))
-            work = work + extra
-            codes = torch.where(usable(codes) & ~(reached < self.overshoot), Outcome.INACCURATE.code, codes).to(torch.int8)
-            bad = ~usable(codes)
         fallback = None
         if _any(bad):
             fallback, codes, extra = self._fall_back(operator, bad, codes)
             work = work + extra
         return Watched(inner, operator, fallback, codes, rise), work
+
+    def _examine(self, state: Any, operator: Operator, analog: bool, generator: torch.Generator | None) -> tuple[Tensor, Work]:
+        """How preparing ended, as far as it can be seen."""
+        codes = self.inner.outcome(state)
+        if self.overshoot is None or not analog:
+            return codes, Work()
+        if isinstance(state, Inverse):
+            reached, work = overshoot(state.operator, operator)
+        else:
+            driven = _Driven(self.inner, state, generator, codes)
+            reached, work = residual_radius(driven, operator, DRIVEN_STEPS)
+            codes, work = torch.where(usable(codes), driven.codes, codes), work + driven.work
+        wild = usable(codes) & ~(reached < self.overshoot)
+        return torch.where(wild, Outcome.INACCURATE.code, codes).to(torch.int8), work
 
     def _fall_back(self, operator: Operator, bad: Tensor, codes: Tensor) -> tuple[Any, Tensor, Work]:
         """Prepare the fallback and mark the members that use it."""
@@ -213,27 +226,49 @@ class Guarded(Solver[Watched]):
         return None if watched or not isinstance(state.inner, Inverse) else replace(state.inner, outcome=state.outcome)
 
 
+class _Driven:
+    """X as a machine that is driven: what it answers, how its runs ended, and what they took."""
+
+    def __init__(self, solver: Solver[Any], state: Any, generator: torch.Generator | None, codes: Tensor) -> None:
+        self.solver, self.state, self.generator = solver, state, generator
+        self.codes, self.work = codes, Work()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        solution = self.solver.solve(self.state, x, generator=self.generator)
+        finite = finite_members(solution.value, self.codes.ndim)
+        ended = torch.where(finite | ~usable(solution.outcome), solution.outcome, Outcome.NONFINITE.code)
+        self.codes, self.work = torch.where(usable(self.codes), ended, self.codes), self.work + solution.work
+        return solution.value
+
+
 def overshoot(inverse: Operator, operator: Operator) -> tuple[Tensor, Work]:
-    """The largest |1 − μ| over eigenvalues μ of XM, `[*stack]`, from below by power iteration; and the work.
+    """`residual_radius` of an explicit inverse X, symmetric."""
+    ratio, work = residual_radius(lambda x: inverse @ x, operator, POWER_STEPS)
+    return ratio, work + product_work(inverse, 1) * POWER_STEPS
+
+
+def residual_radius(inverse: Callable[[Tensor], Tensor], operator: Operator, steps: int) -> tuple[Tensor, Work]:
+    """The largest |1 − μ| over eigenvalues μ of XM, `[*stack]`, from below by power iteration; and the work beside X's.
 
     It starts from a chirp, which no ordinary matrix has among its eigenvectors, so that no randomness is drawn.
 
     Args:
-        inverse: X, symmetric.
+        inverse: X, applied to a vector of each member.
         operator: M, positive definite.
+        steps: of the iteration.
     """
     like = operator.trace()
     tiny = torch.finfo(like.dtype).tiny
     chirp = torch.cos(torch.arange(1, operator.size + 1, dtype=torch.float64, device=like.device).square())
     v = chirp.to(like.dtype).reshape(operator.domain).expand(*operator.stack, *operator.domain)
     bent, ratio = operator @ v, torch.zeros_like(like)
-    for _ in range(POWER_STEPS):
+    for _ in range(steps):
         length = _length(v, bent, like.ndim).clamp_min(tiny)
         v = v / over(length, v)
-        v = v - inverse @ (bent / over(length, bent))
+        v = v - inverse(bent / over(length, bent))
         bent = operator @ v
         ratio = _length(v, bent, like.ndim)
-    return ratio, (product_work(operator, 1) + product_work(inverse, 1)) * POWER_STEPS + product_work(operator, 1)
+    return ratio, product_work(operator, 1) * (steps + 1)
 
 
 def _length(v: Tensor, bent: Tensor, stack: int) -> Tensor:

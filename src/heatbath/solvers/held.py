@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heatbath.machines import Faulty, Machine, Programmed, Reading, Schedule
-from heatbath.machines.law import Derivation
+from heatbath.machines import Machine, Programmed, Reading, Schedule
+from heatbath.machines.dynamics import Derivation
 from heatbath.operators import Dense, Operator, nodes_of, tree
 from heatbath.solvers.base import Outcome
 from heatbath.solvers.inverse import Inverse
@@ -27,7 +27,7 @@ class Held:
     """A programmed machine.
 
     Args:
-        programmed: what the machine holds.
+        programmed: what was sent to the machine.
         root: D as a vector, `[*stack, n]`.
         outcome: int8 codes `[*stack]`.
         carry: where the cells ended the last run, `[*stack, *batch, n]`; None if that is not kept.
@@ -40,12 +40,12 @@ class Held:
 
 
 def program(
-    machine: Machine | Faulty,
+    machine: Machine,
     operator: Operator,
     schedule: Schedule | None,
     *,
     equilibrate: bool = True,
-    law: Derivation | None = None,
+    circuit: Derivation | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Held, Work]:
     """Equilibrate and program a dense operator.
@@ -55,7 +55,7 @@ def program(
         operator: M, `[*stack]` of them.
         schedule: how it will be read; None: any.
         equilibrate: scale to a unit diagonal first.
-        law: how the machine answers; None: the cheapest law that meets the machine's tolerance.
+        circuit: for an emulator, another circuit or dynamics than it would choose.
         generator: source of randomness, for stochastic rounding and write noise.
 
     Raises:
@@ -65,14 +65,14 @@ def program(
     if not isinstance(operator, Dense):
         raise TypeError(f"a machine holds Dense operators, got {type(operator).__name__}; wrap the solver: Factorwise(...)")
     matrix, work = operator.matrix, Work()
-    root = torch.ones_like(matrix[..., 0])
+    root, diagonal = torch.ones_like(matrix[..., 0]), matrix.diagonal(dim1=-2, dim2=-1)
     if equilibrate:
-        diagonal = matrix.diagonal(dim1=-2, dim2=-1)
         root = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
         matrix = root.unsqueeze(-1) * matrix * root.unsqueeze(-2)
         work = Work.of(elementwise(operator.size**2, 2), max(operator.stack.numel(), 1))
-    programmed = machine.program(matrix, schedule=schedule, law=law, check=False, generator=generator)
-    codes = torch.where(programmed.definite, Outcome.SOLVED.code, Outcome.INDEFINITE.code).to(torch.int8)
+    programmed = machine.program(matrix, schedule=schedule, circuit=circuit, check=False, generator=generator)
+    good = (diagonal > 0).all(-1) & torch.isfinite(matrix).flatten(-2).all(-1)
+    codes = torch.where(good, Outcome.SOLVED.code, Outcome.INDEFINITE.code).to(torch.int8)
     return Held(programmed, root, codes), work + programmed.work
 
 
@@ -84,11 +84,10 @@ def clips_of(state: Any) -> Tensor | None:  # Any: a state of any solver
 
 
 def outcome_of(reading: Any, prepared: Tensor) -> Tensor:  # Any: a Reading or a CovarianceReading
-    """Outcome codes of a run: what preparing said, unless the machine was late or ran away."""
-    codes = torch.where(reading.diverged, Outcome.INDEFINITE.code, prepared)
-    return torch.where(reading.late, Outcome.LATE.code, codes).to(torch.int8)
+    """Outcome codes of a run: what preparing said, unless the machine was late."""
+    return torch.where(reading.late, Outcome.LATE.code, prepared).to(torch.int8)
 
 
 def notes_of(reading: Reading) -> dict[str, Any]:  # Any: notes are tensors or strings
     """What a run reports besides its answer."""
-    return {"tier": reading.tier, "read_clipped": reading.read_clipped, "drive_clipped": reading.drive_clipped}
+    return {"read_clipped": reading.read_clipped, "drive_clipped": reading.drive_clipped}

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heatbath.machines import Faulty, Machine
+from heatbath.machines import Device, Machine, MachineSpec
 from heatbath.operators import Dense, check_symmetric
-from heatbath.solvers.base import Outcome, Solver, worse
+from heatbath.solvers.base import Outcome, Solver, usable, worse
 from heatbath.solvers.cholesky import Cholesky
 from heatbath.solvers.determinant import logdet as logdet
 from heatbath.solvers.door import check_cells, check_definite, check_rows, one_of
@@ -51,7 +51,7 @@ def solve(
     rhs: Tensor,
     *,
     solver: Solver[Any] | None = None,  # Any: any state
-    machine: Machine | Faulty | None = None,
+    machine: Machine | Device | MachineSpec | None = None,
     guess: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Result:
@@ -78,7 +78,8 @@ def solve(
     >>> solve(torch.diag(torch.tensor([2.0, 4.0])), torch.tensor([1.0, 1.0])).value
     tensor([0.5000, 0.2500])
     """
-    values = _examine(matrix, solver, machine)
+    machine = one_of(solver, machine)
+    values = _examine(matrix, machine)
     check_rows(matrix, rhs, "rhs")
     if guess is not None:
         check_rows(matrix, guess, "guess")
@@ -98,7 +99,7 @@ def solve(
         solution.value,
         norms(residual, stack) / values[..., 0],
         work + solution.work + Work.of(matmul(rows, operator.size, operator.size), members(operator)),
-        worse(chosen.outcome(state), solution.outcome),
+        _judged(worse(chosen.outcome(state), solution.outcome), notes["residual"]),
         notes,
     )
 
@@ -107,7 +108,7 @@ def inv(
     matrix: Tensor,
     *,
     solver: Solver[Any] | None = None,  # Any: any state
-    machine: Machine | Faulty | None = None,
+    machine: Machine | Device | MachineSpec | None = None,
     readout: CosineVectors | UnitVectors | Fluctuations | None = None,
     generator: torch.Generator | None = None,
 ) -> Result:
@@ -126,7 +127,8 @@ def inv(
     Raises:
         TypeError, ValueError: as `solve`.
     """
-    values = _examine(matrix, solver, machine)
+    machine = one_of(solver, machine)
+    values = _examine(matrix, machine)
     readout = readout or CosineVectors()
     if machine is not None and isinstance(readout, Fluctuations):
         notes = _forecast_covariance(matrix, values, machine, readout)
@@ -152,14 +154,13 @@ def inv(
         value,
         size / values[..., 0],
         work + Work.of(matmul(n, n, n), members(operator)),
-        codes,
+        _judged(codes, size / n**0.5),
         {**notes, "residual": (size / n**0.5).to(matrix), "condition": values[..., -1] / values[..., 0]},
     )
 
 
-def _examine(matrix: Tensor, solver: object, machine: Machine | Faulty | None) -> Tensor:
+def _examine(matrix: Tensor, machine: Machine | None) -> Tensor:
     """Check a matrix; its eigenvalues, ascending, `[*stack, n]` in float64."""
-    one_of(solver, machine)
     check_symmetric(matrix)
     check_cells(matrix, machine)
     values = torch.linalg.eigvalsh(matrix.double())
@@ -174,7 +175,14 @@ def _typical_norm(rhs: Tensor) -> float | None:
     return float((rows / rows.abs().amax(-1, keepdim=True)).norm(dim=-1).median()) if len(rows) else None
 
 
-def _forecast(matrix: Tensor, values: Tensor, machine: Machine | Faulty | None, drive_norm: float | None) -> dict[str, Any]:
+def _judged(codes: Tensor, residual: Tensor) -> Tensor:
+    """Outcomes, with INACCURATE where the answer is no better than 0: a machine that ran away returns such ones."""
+    return torch.where(usable(codes) & (residual >= 1) & torch.isfinite(residual), Outcome.INACCURATE.code, codes).to(
+        torch.int8
+    )
+
+
+def _forecast(matrix: Tensor, values: Tensor, machine: Machine | None, drive_norm: float | None) -> dict[str, Any]:
     """Notes on what is to be expected; warns where it is useless."""
     condition = values[..., -1] / values[..., 0]
     if machine is None:
@@ -190,7 +198,7 @@ def _forecast(matrix: Tensor, values: Tensor, machine: Machine | Faulty | None, 
 
 
 def _forecast_covariance(
-    matrix: Tensor, values: Tensor, machine: Machine | Faulty, readout: Fluctuations
+    matrix: Tensor, values: Tensor, machine: Machine, readout: Fluctuations
 ) -> dict[str, Any]:  # Any: as in Solution
     """As `_forecast`, of the covariance read-out."""
     condition = values[..., -1] / values[..., 0]
@@ -218,7 +226,7 @@ def _drive_norm(drives: Tensor) -> float:
     return float(drives.double().abs().amax(-1).square().mean().rsqrt())
 
 
-def _causes(prediction: Prediction, machine: Machine | Faulty) -> str:
+def _causes(prediction: Prediction, machine: Machine) -> str:
     """The error budget in words."""
     worst = int(prediction.total.flatten().nan_to_num(nan=torch.inf).argmax())
     names = ("rounding", "settling", "noise", "conversion")

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heatbath.machines import CorrelatedNoise, Faulty, Machine
-from heatbath.machines.process import read_correlation
+from heatbath.machines import CorrelatedNoise, Device, Machine, MachineSpec
+from heatbath.machines.dynamics.ornstein_uhlenbeck import read_correlation
 from heatbath.operators import Dense, Operator, check_symmetric, tree
 from heatbath.solvers.base import Outcome, Solver, worse
-from heatbath.solvers.determinant import READS, RELAXATIONS
+from heatbath.solvers.determinant import READS, RELAXATIONS, RUNAWAY_SHARE
 from heatbath.solvers.door import check_cells, check_definite, one_of
 from heatbath.solvers.eigen import Eigen
 from heatbath.solvers.held import outcome_of
@@ -75,7 +75,7 @@ def lyapunov(
     source: Tensor,
     *,
     solver: Solver[Any] | None = None,  # Any: any state
-    machine: Machine | Faulty | None = None,
+    machine: Machine | Device | MachineSpec | None = None,
     readout: Fluctuations | None = None,
     generator: torch.Generator | None = None,
 ) -> Result:
@@ -98,7 +98,7 @@ def lyapunov(
             the machine; both `solver` and `machine`, or a read-out without a machine; for a machine a Q that is not
             semidefinite, or cells that ring.
     """
-    one_of(solver, machine)
+    machine = one_of(solver, machine)
     check_symmetric(matrix)
     check_symmetric(source, "the source")
     check_cells(matrix, machine)
@@ -137,7 +137,7 @@ def _watched(
     source: Tensor,
     values: Tensor,
     modes: Tensor,
-    machine: Machine | Faulty,
+    machine: Machine,
     readout: Fluctuations | None,
     generator: torch.Generator | None,
 ) -> Result:
@@ -156,7 +156,7 @@ def _watched(
         slowest = tau / float(rates.min())
         readout = Fluctuations(READS, slowest, RELAXATIONS * slowest)
     noise = CorrelatedNoise(source / rho[..., None, None])
-    programmed = machine.program(matrix, law=noise, check=False, generator=generator)
+    programmed = machine.program(matrix, circuit=noise, check=False, generator=generator)
     reading = machine.read_covariance(
         programmed, reads=readout.reads, interval=readout.interval, burn_in=readout.burn_in, generator=generator
     )
@@ -166,16 +166,18 @@ def _watched(
     fluctuation = (own.unsqueeze(-1) * own.unsqueeze(-2) + turned.square()) * correlation / readout.reads**2
     pushed = _pushed_variance(turned) / _sums(values).square()
     entries = (entry_error(machine.spec) * scale.double())[..., None, None].square() * pushed
-    prepared = torch.where(programmed.definite, Outcome.SOLVED.code, Outcome.INDEFINITE.code)
+    value = reading.inverse * (rho / 2)[..., None, None]
+    left = (source - matrix @ value - value @ matrix).flatten(-2).norm(dim=-1) / source.flatten(-2).norm(dim=-1)
+    prepared = torch.where(left >= RUNAWAY_SHARE, Outcome.INACCURATE.code, Outcome.SOLVED.code)
     n, bits = matrix.shape[-1], programmed.upload_bits
     count = max(matrix.shape[:-2].numel(), 1)
     work = programmed.work + Work.of(Job(machine.spec.name, n, upload_bits=bits), count) + reading.work
     return Result(
-        reading.inverse * (rho / 2)[..., None, None],
+        value,
         (fluctuation + entries).sum((-2, -1)).sqrt().to(matrix),
         work + Work.of(elementwise(n * n, 2), 2 * count),
         outcome_of(reading, prepared),
-        {"tier": reading.tier, "read_clipped": reading.read_clipped},
+        {"read_clipped": reading.read_clipped},
     )
 
 
@@ -187,7 +189,7 @@ def _pushed_variance(x: Tensor) -> Tensor:
     return total + torch.diag_embed(2 * rows)
 
 
-def check_overdamped(machine: Machine | Faulty) -> None:
+def check_overdamped(machine: Machine) -> None:
     """Refuse machines whose noise does not obey the first-order law.
 
     Raises:

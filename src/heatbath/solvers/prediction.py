@@ -22,11 +22,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from heatbath.machines import Faulty, Machine, MachineSpec, Schedule
+from heatbath.machines import Machine, MachineSpec, Schedule
 from heatbath.machines.converters import lsb
-from heatbath.machines.covariance import HEADROOM
-from heatbath.machines.frontend import read_range
-from heatbath.machines.process import covariance_variance
+from heatbath.machines.dynamics import Clock, average
+from heatbath.machines.dynamics.base import READING
+from heatbath.machines.dynamics.ornstein_uhlenbeck import covariance_variance
+from heatbath.machines.emulator.front_end import HEADROOM, read_range
 from heatbath.solvers.products import norms
 
 DITHERING = 4  # σ per LSB from which rounding is white noise to all digits
@@ -53,7 +54,7 @@ class Prediction:
         return parts.square().sum(0).sqrt()
 
 
-def predict(machine: Machine | Faulty, values: Tensor, schedule: Schedule, drive_norm: float) -> Prediction:
+def predict(machine: Machine, values: Tensor, schedule: Schedule, drive_norm: float) -> Prediction:
     """Predict the error of driven solves.
 
     Args:
@@ -63,7 +64,8 @@ def predict(machine: Machine | Faulty, values: Tensor, schedule: Schedule, drive
         drive_norm: ‖b̂‖ with entries at full scale 1: 1 for a unit vector.
     """
     spec, n = machine.spec, values.shape[-1]
-    moments = machine.clock(schedule).moments(values)
+    clock = Clock.of(schedule, spec.time_constant)
+    moments = average(values, clock, noise=spec.noise, inertia=spec.inertia)
     inverse_norm = values.reciprocal().square().sum(-1).sqrt()
     size = drive_norm / math.sqrt(n) * inverse_norm
     conversion = 0.0 if spec.drive_bits is None else step_error(spec.drive_bits) * math.sqrt(n) / drive_norm
@@ -74,13 +76,13 @@ def predict(machine: Machine | Faulty, values: Tensor, schedule: Schedule, drive
     entry = torch.hypot(torch.full_like(mismatch, own), mismatch)
     return Prediction(
         rounding=entry * inverse_norm,
-        settling=(moments.gain * values - 1).abs().amax(-1),
-        noise=moments.variance.sum(-1).sqrt() / size,
+        settling=(moments.gain[..., READING] * values - 1).abs().amax(-1),
+        noise=moments.covariance[..., READING, READING].sum(-1).sqrt() / size,
         conversion=torch.full_like(size, conversion),
     )
 
 
-def predict_covariance(machine: Machine | Faulty, matrix: Tensor, *, reads: int, interval: float, burn_in: float) -> Prediction:
+def predict_covariance(machine: Machine, matrix: Tensor, *, reads: int, interval: float, burn_in: float) -> Prediction:
     """Predict the error of a covariance read-out, relative to the inverse in the Frobenius norm.
 
     For C = Â⁻¹/β, S = (1/k) Σ x xᵀ as converted, and w = read noise + LSB²/12:

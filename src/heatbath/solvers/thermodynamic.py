@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from heatbath.machines import Faulty, Machine, Schedule
+from heatbath.machines import Machine, Schedule
 from heatbath.operators import Dense, Diagonal, Operator
 from heatbath.solvers.base import Outcome, Solution, Solver, usable
 from heatbath.solvers.held import Held, notes_of, outcome_of, program
@@ -120,7 +120,7 @@ class ThermodynamicSolve(Solver[Held]):
         warm_start: start each drive where the last one ended.
     """
 
-    machine: Machine | Faulty
+    machine: Machine
     schedule: Schedule | None = None
     equilibrate: bool = True
     warm_start: bool = False
@@ -172,7 +172,7 @@ class ThermodynamicInverse(Solver[Inverse]):
         equilibrate: scale to a unit diagonal before programming.
     """
 
-    machine: Machine | Faulty
+    machine: Machine
     readout: CosineVectors | UnitVectors | Fluctuations = field(default_factory=CosineVectors)
     equilibrate: bool = True
 
@@ -202,7 +202,7 @@ class ThermodynamicInverse(Solver[Inverse]):
             warm = self.readout.warm_start
             driven = self.machine.run(
                 held.programmed,
-                self.readout.drives(held.programmed.held).expand_as(held.programmed.held),
+                self.readout.drives(held.programmed.codes).expand_as(held.programmed.codes),
                 schedule=schedule,
                 start=previous.carry if warm and previous is not None else None,
                 keep_end=warm,
@@ -224,7 +224,7 @@ class ThermodynamicInverse(Solver[Inverse]):
         return state.outcome
 
 
-def default_schedule(machine: Machine | Faulty) -> Schedule:
+def default_schedule(machine: Machine) -> Schedule:
     """The machine's stated time to converge, four fifths of it settling and one fifth analog averaging."""
     total = machine.spec.default_settle_seconds
     return Schedule(burn_in=0.8 * total, duration=0.2 * total)

@@ -15,8 +15,8 @@ from heatbath.experiments.studies.crossover import best_digital, seconds_of
 from heatbath.experiments.studies.page import Picture
 from heatbath.experiments.studies.runtime import Counted, Runtime, with_time_constant
 from heatbath.experiments.studies.step_work import FULL
-from heatbath.machines.figures import settle_seconds
 from heatbath.machines.spec import SETTLE_TAUS
+from heatbath.machines.spec.derived import settle_seconds
 
 SHOWN = 10  # the interval of the figures
 PART_COLOURS = dict(zip(PARTS, ("#7a8794", "#d55e00", "#c79a00", "#b07ad1", "#2e8fd6", "#12a37a"), strict=True))

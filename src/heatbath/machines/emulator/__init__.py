@@ -1,0 +1,1 @@
+"""An exact emulation of a linear analog machine, as a `Device`."""
