@@ -394,7 +394,7 @@ def _fitted(solver: Any, machine: Machine | MachineSpec | None) -> tuple[Any, Ma
     if machine is None:
         if len(specs) > 1:
             raise ValueError("the solver works on several machines: say by machine= which one to count all of them as")
-        return _with_machines(solver, lambda held: replace(held, tolerance=0)), next(iter(specs), None)
+        return _with_machines(solver, lambda held: Machine(held.spec, serial=held.serial, tolerance=0)), next(iter(specs), None)
     spec = machine.spec if isinstance(machine, Machine) else machine
     if not isinstance(spec, MachineSpec):
         raise TypeError(f"machine must be a Machine or a MachineSpec, got {type(machine).__name__}")
