@@ -199,7 +199,7 @@ def test_a_matrix_that_few_bits_made_indefinite_is_counted():
     optimizer = TNGD(model, machine=coarse, fisher=EXACT, lr=0.1, damping=1e-6, generator=fresh(1))
     steps(model, optimizer, x, y, 3, F.cross_entropy)
     report = optimizer.report()
-    assert report.get("prepare.redamped", 0) + report.get("prepare.fell_back", 0) == 3
+    assert report["solve.fell_back"] == 3  # its readings are wild, which is all that can be seen
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
