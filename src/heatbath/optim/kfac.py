@@ -1,10 +1,11 @@
 """K-FAC: natural gradient with a Kronecker-factored Fisher, layer by layer.
 
-    ΔW = −lr · B⁻¹ (∂L/∂W) A⁻¹,    A = E[a aᵀ],    B = E[g gᵀ]
+    ΔW ∝ −lr · B⁻¹ M A⁻¹,    A = E[a aᵀ],    B = E[g gᵀ]
 
-with a the layer's inputs (1 appended for the bias), g the gradients at its outputs, both damped (Martens & Grosse 2015, arXiv
-1503.05671; convolutions: Grosse & Martens 2016, arXiv 1602.01407; other shared weights: Eschenhagen et al. 2023, arXiv
-2311.00636). With a thermodynamic solver it is the system of Donatella et al. 2025, arXiv 2502.08603.
+with M the gradient ∂L/∂W or its momentum, a the layer's inputs (1 appended for the bias), g the gradients at its outputs, both
+factors damped (Martens & Grosse 2015, arXiv 1503.05671; convolutions: Grosse & Martens 2016, arXiv 1602.01407; other shared
+weights: Eschenhagen et al. 2023, arXiv 2311.00636). With a thermodynamic solver it is the system of Donatella et al. 2025,
+arXiv 2502.08603.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class KFAC(NaturalGradient):
         model: the model.
         groups: parameter groups with their own lr, damping, momentum, weight_decay; parameters not named get the defaults.
         lr: learning rate; as a 0-d tensor it is never read on the host. None: 0.01 for `MatchedRMS`, else 0.1.
-        damping: λ ≥ 0, relative to the mean eigenvalue of a block for `MatchedRMS`, else in units of the curvature of the mean
+        damping: λ ≥ 0, relative to the eigenvalues of a block for `MatchedRMS`, else in units of the curvature of the mean
             loss. None: 0.1, or 1e-3.
         momentum: in [0, 1), of the gradients for `MatchedRMS`, else of the natural gradients. None: 0.95, or 0.9.
         weight_decay: decoupled, per unit of lr.

@@ -1,11 +1,11 @@
 """The one step of every layerwise natural-gradient method.
 
-    capture rows → average factors → damp → prepare a solver → solve for the natural gradient → trust → momentum → update
+    capture rows → average factors → damp → prepare a solver → momentum of the gradients → solve → match the RMS → update
 
-with update θ ← θ − lr·m, m ← momentum·m + ν·F⁻¹g (Martens & Grosse 2015; KL clip ν of Ba et al. 2017). Which curvature, which
-solver, which damping and trust are values handed in, so K-FAC, its thermodynamic forms and its relatives differ in a
-constructor. This is the only file that knows how layers map to places in stacks. Nothing in `step` waits for a device,
-unless the solver, a GradScaler or the joining of processes does.
+is the default, m ← μm + g, θ ← θ − lr·0.2·v/rms(v) with v = F⁻¹(g + μm). Step rules that know the loss's unit put momentum
+last, θ ← θ − lr·m with m ← μm + ν·F⁻¹g (Martens & Grosse 2015; KL clip ν of Ba et al. 2017). Which curvature, solver, damping
+and step rule are values handed in, so K-FAC, its thermodynamic forms and its relatives differ in a constructor. The step itself
+is that of `base`. Nothing in it waits for a device, unless the solver, a GradScaler or the joining of processes does.
 """
 
 from __future__ import annotations
