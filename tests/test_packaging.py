@@ -49,6 +49,14 @@ def test_the_core_needs_torch_and_numpy_alone():
     assert sorted(re.split(r"[^\w-]", d)[0] for d in PROJECT["project"]["dependencies"]) == ["numpy", "torch"]
 
 
+def test_the_lowest_torch_is_one_that_tests_run_on():
+    """The bound, the environment of `make test-oldest` and that of .ci/run name the same version."""
+    lowest = next(d for d in PROJECT["project"]["dependencies"] if d.startswith("torch")).removeprefix("torch>=")
+    makefile, script = ((ROOT / name).read_text(encoding="utf-8") for name in ("Makefile", ".ci/run"))
+    assert f"OLDEST_TORCH := {lowest}.0\n" in makefile
+    assert f"torch=={lowest}.0}}" in script
+
+
 def test_the_development_extra_holds_all_others_that_users_take():
     assert "heatbath[all]" in EXTRAS["dev"]
     assert EXTRAS["dev"] == PROJECT["dependency-groups"]["dev"]

@@ -113,7 +113,6 @@ def test_half_precision_rows_are_summed_in_single_precision():
     assert (found - truth).norm() / truth.norm() < 1e-6
 
 
-@pytest.mark.skipif(torch.__version__.startswith("2.6"), reason="Dynamo of torch 2.6 traces no dict with dataclasses as keys")
 @pytest.mark.parametrize("limits", [{}, {"max_dim": 60, "rank": 16}], ids=["whole", "sketches"])
 @pytest.mark.parametrize("name", ["Cholesky", "NewtonSchulz", "Guarded(Cholesky)"])
 def test_the_application_compiles_whole_and_gives_the_same(name, limits):
