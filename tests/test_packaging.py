@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from heatbath.cli.options import RECIPES
-from heatbath.machines.pbits import greedy_colours
+from heatbath.machines.pbits.network import greedy_colours
 from heatbath.recipes import recipes
 
 ROOT = Path(__file__).parent.parent
