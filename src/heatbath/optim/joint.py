@@ -23,6 +23,7 @@ from heatbath.optim.base import CurvatureOptimizer
 from heatbath.optim.coverage import Coverage, Covered
 from heatbath.optim.damping import LevenbergMarquardt
 from heatbath.optim.joint_policy import JointPolicy, check_repeats
+from heatbath.optim.monitor import StepMonitor
 from heatbath.optim.options import AdamW, check_generator, complete_group, own_parameters
 from heatbath.optim.scaling import LossScale
 from heatbath.optim.tally import Tally
@@ -87,6 +88,7 @@ class JointNaturalGradient(CurvatureOptimizer):
         self.adam, self.generator = adam, generator
         self.steps = 0
         self._tally = Tally()
+        self._monitor = StepMonitor()
         self._matrix: Gram | None = None  # the damped curvature of this step
         self._divisor = torch.ones(())
         self._memory: Any = None  # Any: state of the solver, where it remembers
@@ -203,6 +205,7 @@ class JointNaturalGradient(CurvatureOptimizer):
         self._tally.add_step(scale, finite)
         old = _flat(self._parameters()) if predict else gradient
         self._move(self._split(natural * scale), finite)
+        self._monitor.add(scale, finite, self._parameters())
         if not predict:
             return torch.zeros_like(scale)
         moved = old - _flat(self._parameters())
@@ -321,7 +324,7 @@ class JointNaturalGradient(CurvatureOptimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:  # Any: attributes
         super().__setstate__(state)
         if "capture" in state:  # a copy, whose model has the copied hook; torch's load_state_dict comes by here too
-            self._seen, self._matrix = [], None
+            self._seen, self._matrix, self._monitor = [], None, StepMonitor()
             weakref.finalize(self, InputCapture.detach, self.capture).atexit = False
 
 

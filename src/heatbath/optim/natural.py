@@ -28,6 +28,7 @@ from heatbath.optim.coverage import Coverage, describe
 from heatbath.optim.damping import Damping, LevenbergMarquardt, RelativeDamping
 from heatbath.optim.direction import Direction
 from heatbath.optim.layout import Layout
+from heatbath.optim.monitor import StepMonitor
 from heatbath.optim.observing import Seen, nothing_captured, passed_terms, summed_terms, turned_round
 from heatbath.optim.options import at_rest, check_generator, complete_group, own_parameters
 from heatbath.optim.packing import strided
@@ -134,6 +135,7 @@ class NaturalGradient(CurvatureOptimizer):
         """What a new optimizer and a copy have to do alike."""
         weakref.finalize(self, Capture.detach, self.capture).atexit = False
         self._entered = False  # parameters into `state`
+        self._monitor = StepMonitor()
         self._forget()
 
     def detach(self) -> None:
@@ -415,6 +417,7 @@ class NaturalGradient(CurvatureOptimizer):
             options = {**group, "l2": group["l2"] * self._count()}
             rest = [*self.layout.fallback[index], *self.layout.strays[index]]
             self._tally.add_work(fallback_step(rest, self.state, options, finite))
+        self._monitor.add(scale, finite, [p for group in self.param_groups for p in group["params"]])
         return predicted
 
     def _step_length(self, direction: Direction, damping: Sequence[float | Tensor]) -> tuple[Tensor, Tensor | None]:

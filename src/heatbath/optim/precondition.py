@@ -184,6 +184,7 @@ class Preconditioner:
                 length = rule(direction.change(), direction.length)
                 values = {p: v * length.to(v.dtype) for p, v in direction.values().items()}
             natural._tally.add_step(length, direction.finite)
+            natural._monitor.add(length, direction.finite)
             for p, value in values.items():
                 exchanged = share(value.to(p.dtype, copy=True, memory_format=torch.contiguous_format), p)
                 p.grad = torch.where(direction.finite, exchanged, gradients[p])
