@@ -319,3 +319,21 @@ def test_damping_that_adapts_needs_the_loss():
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         LevenbergMarquardt(**options)
+
+
+def test_a_model_that_overflows_moves_nothing_and_is_counted():
+    """Inputs of 5e8 make gradients of 1e16, whose products are beyond float32: the minimum is no number."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.GELU(), nn.Linear(3, 1))
+    opt = KFAC(model, lr=1.0, damping=1e-3, policy=Policy(quadratic=MSE))
+    for size in (1.0, 1e9, 1.0):
+        opt.zero_grad()
+        outputs = model(size * torch.randn(2, 4))
+        opt.observe(outputs)
+        outputs.square().mean().backward()
+        before = [p.detach().clone() for p in model.parameters()]
+        opt.step()
+        moved = any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+        assert moved == (size == 1.0)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert opt.report()["skipped_steps"] == 1

@@ -405,9 +405,13 @@ class NaturalGradient(CurvatureOptimizer):
             else:
                 direction = self.solve(gradients, finite)
                 scale, coefficient = self._step_length(direction, damping)
-                usable_scale = torch.where(direction.finite, scale, 0.0)
+                usable = direction.finite & torch.isfinite(scale)  # the quadratic model's may overflow
+                if coefficient is not None:
+                    usable = usable & torch.isfinite(coefficient)
+                direction.finite = usable
+                usable_scale = torch.where(usable, scale, 0.0)
                 values = {p: v * usable_scale.to(v.dtype) for p, v in direction.values().items()}
-                moves = self.momentum(like_parameters(values), direction.finite, coefficient=coefficient)
+                moves = self.momentum(like_parameters(values), usable, coefficient=coefficient)
             finite = direction.finite
             predicted = direction.reduction(moves, damping) if predict else predicted
             self._tally.add_step(scale, finite)
