@@ -19,6 +19,9 @@ from fuzz_cases import FAILURES, judge
 
 FAMILIES = {
     "checkpoints": "damaged checkpoints, records and results of tuning",
+    "machines": "machine files, and a small solve with each",
+    "networks": "networks, solvers and policies on extreme data",
+    "solves": "linear systems of any scale, layout and solver",
 }
 
 

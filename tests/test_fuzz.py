@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("family, count", [("checkpoints", 80)])
+@pytest.mark.parametrize("family, count", [("checkpoints", 80), ("machines", 60), ("solves", 80), ("networks", 16)])
 def test_a_subset_of_the_fuzz_passes(family: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     cases = importlib.import_module("fuzz_cases")

@@ -152,3 +152,7 @@ def test_texts_hold_no_control_characters(field: str) -> None:
     with pytest.raises(ValueError, match=f"{field} must be printable text without control characters"):
         MachineSpec(**TAU, **{field: "see \x1b]0;title\x07"})
     assert getattr(MachineSpec(**TAU, **{field: "two\nlines"}), field) == "two\nlines"
+
+
+def test_a_tiny_full_scale_alone_is_no_division_by_zero() -> None:
+    assert MachineSpec(name="tiny", tau=1e-6, full_scale_volts=1e-200).noise == 0

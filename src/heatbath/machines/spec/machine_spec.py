@@ -144,7 +144,7 @@ class MachineSpec:
         thermal = 0.0
         if self.temperature is not None and self.capacitance is not None:
             thermal = BOLTZMANN * self.temperature / self.capacitance
-        return (thermal + (self.noise_volts_rms or 0.0) ** 2) / self.volts**2
+        return thermal / self.volts / self.volts + ((self.noise_volts_rms or 0.0) / self.volts) ** 2
 
     @property
     def inertia(self) -> float | None:
