@@ -2,10 +2,9 @@
 
     python examples/bayesian_regression.py --out docs/figures
 
-Linear regression of the strength of concrete: the machine holds the posterior's precision, is driven by Xᵀy/σ², and is read.
-Logistic regression of tumours: cells are pulled by the gradient of the energy, a nonlinear drift. Judges are the closed form,
-and Hamiltonian Monte Carlo with Metropolis' correction, which has no bias. Differences are z-scores: over the Monte Carlo
-errors of both sides, by the library arviz-stats.
+Strength of concrete, linear: the machine holds the posterior's precision, is driven by Xᵀy/σ², and is read. Tumours, logistic:
+cells are pulled by the gradient of the energy, a nonlinear drift. References are the closed form, and Hamiltonian Monte Carlo
+with Metropolis' correction. Differences are z-scores: over the Monte Carlo errors of both sides, by arviz-stats.
 """
 
 import argparse
@@ -124,9 +123,8 @@ def main() -> None:
     summary, moments = tumours(options.reads)
     console = Console(width=120)
     console.print(table)
-    console.print(
-        "tumours, logistic regression, Hamiltonian Monte Carlo as judge:", {k: float(f"{v:.3g}") for k, v in summary.items()}
-    )
+    said = {k: float(f"{v:.3g}") for k, v in summary.items()}
+    console.print("tumours, logistic regression, Hamiltonian Monte Carlo as judge:", said)
     with style():
         figure = Figure(figsize=(9.5, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2)

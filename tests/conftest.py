@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -30,3 +32,11 @@ def unplugged(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("unplugged")
 
     monkeypatch.setattr("heatbath.experiments.data.base.pooch_fetch", refuse)
+
+
+@pytest.fixture
+def heard_hangup() -> Iterator[None]:
+    """SIGHUP as a terminal's programs have it, also where the tests were started by `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

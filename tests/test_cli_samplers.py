@@ -130,7 +130,7 @@ SAMPLE = ["sample", "--precision", "L.npy", "--machine", "noisy.toml"]
         ([*SAMPLE, "--potential", "nan.npy"], "nan.npy holds 3 entries that are NaN or inf"),
         ([*SAMPLE, "--potential", "L.npy"], "must have 1 dimension(s), got shape (3, 3)"),
         ([*SAMPLE, "--out", "s.csv"], "written to a .npy file, got --out s.csv"),
-        ([*SAMPLE, "--reads", "0"], "sampling needs reads and chains >= 1"),
+        ([*SAMPLE, "--reads", "0"], "reading noise takes reads >= 1 and an interval > 0 s"),
         (["sample", "--precision", "L.npy", "--machine", "silent.toml"], "machine 'silent' has no noise to read"),
         (["sample", "--precision", "skew.npy", "--machine", "noisy.toml"], "skew.npy is not symmetric"),
         (["sample", "--precision", "M.npy", "--machine", "noisy.toml"], "the file of the matrix, M.npy, does not exist"),

@@ -61,7 +61,8 @@ def test_bayesian_regression(tmp_path, monkeypatch):
     found = json.loads((tmp_path / "bayesian_regression.json").read_text())
     ideal, *rounded = found["concrete"]
     assert ideal["largest_z"] < 4
-    assert all(row["largest_z"] > 4 for row in rounded[1:])  # the shift that bits leave is seen
+    assert rounded[-1]["largest_z"] > 4  # the shift that 8 bits leave is seen, and grows from 12 over 10
+    assert [row["mean_error"] for row in rounded] == sorted(row["mean_error"] for row in rounded)
     assert found["tumours"]["largest_z"] < 4
     assert (tmp_path / "bayesian_regression.svg").is_file()
 
@@ -77,7 +78,8 @@ def test_laplace_digits(tmp_path, monkeypatch):
     upright = {row["predictions"]: row for row in found["rows"] if row["angle"] == 0}
     mode, linearized = upright["mode"], upright["Laplace, linearized"]
     assert linearized["nll"][0] < mode["nll"][0]
-    assert abs(linearized["accuracy"][0] - mode["accuracy"][0]) < 0.02
+    right, images = mode["accuracy"][0], 359  # one standard error of an accuracy on the test digits
+    assert abs(linearized["accuracy"][0] - right) < math.sqrt(right * (1 - right) / images)
     assert upright["linearized, δ by evidence"]["nll"][0] > 1.5
     assert "Laplace, drawn by cells" in upright
 

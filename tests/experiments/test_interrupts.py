@@ -24,6 +24,7 @@ def test_handlers_are_as_before_afterwards() -> None:
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
+@pytest.mark.usefixtures("heard_hangup")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_each_signal_only_raises_the_flag_even_where_nobody_can_be_told(number: int) -> None:
     def closed() -> None:

@@ -200,6 +200,7 @@ def test_log_every_thins_rows_but_keeps_measured_ones(tmp_path: Path) -> None:
     assert [row["step"] for row in record.rows] == [0, 4, 5, 8, 10, 12]
 
 
+@pytest.mark.usefixtures("heard_hangup")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_leaves_a_readable_record_and_a_checkpoint_of_the_same_step(tmp_path: Path, number: int) -> None:
     told: list[str] = []

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from typing import Any
 
 import pytest
@@ -81,6 +82,11 @@ EXACT = Machine(IDEAL.spec, tolerance=0)  # one law for all stacks
 SOLVERS = [None, Eigen(), Guarded(NewtonSchulz()), ThermodynamicSolve(EXACT)]
 
 
+def _text(optimizer: torch.optim.Optimizer) -> str:
+    """All of a state, without the serial numbers by which a host tells programmed machines apart."""
+    return re.sub(r"'number': \d+", "", str(optimizer.state_dict()))
+
+
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("cut", [True, False])
 def test_a_state_moves_between_staggered_and_not_block_by_block(cut: bool, solver: Any) -> None:
@@ -96,7 +102,7 @@ def test_a_state_moves_between_staggered_and_not_block_by_block(cut: bool, solve
     assert_equal_blocks(one, other)
     back = KFAC(alike(), policy=policies[0], **options)
     back.load_state_dict(other.state_dict())
-    assert str(back.state_dict()) == str(one.state_dict())
+    assert _text(back) == _text(one)
     assert_equal_blocks(one, back)
     train(there, other, batches(2))
     assert all(torch.isfinite(p).all() for p in there.parameters())

@@ -62,7 +62,7 @@ def test_machines_are_checked_by_every_function(function: Any) -> None:
         function(GOOD, machine=FEW)
     with pytest.raises(ValueError, match=r"give either solver= or machine=, got both"):
         function(GOOD, machine=FEW, solver=Cholesky())
-    with pytest.raises(TypeError, match=r"machine must be a Machine, got str; build one"):
+    with pytest.raises(TypeError, match=r"needs a MachineSpec, or a Device with spec, load and run, got 'tngd-2024'"):
         function(GOOD, machine="tngd-2024")
 
 
