@@ -1,7 +1,7 @@
 """What an emulator knows and no machine would tell: for reports, netlists and tests of the emulator alone.
 
-Solvers, samplers and optimizers must not import this module (a contract in pyproject.toml, and
-`tests/test_observables.py`): what they do rests on what a machine returns.
+Solvers, samplers and optimizers must not import this module (`tests/test_observables.py` looks): what they do rests on what
+a machine returns.
 """
 
 from __future__ import annotations
