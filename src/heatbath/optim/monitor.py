@@ -67,7 +67,7 @@ class StepMonitor:
             for message in self._complaints(*self._arriving.popleft().values.tolist()):
                 if message not in self._warned:
                     self._warned.add(message)
-                    warnings.warn(message, stacklevel=5)
+                    warnings.warn(message, stacklevel=6)
 
     def _complaints(self, scale: float, finite: float, intact: float) -> list[str]:
         """What there is to say after one more step."""

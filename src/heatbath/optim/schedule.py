@@ -2,9 +2,9 @@
 
 K-FAC blows up in its first steps when the averages are young and the first inverse is stale, so an interval grows with age: at
 step t it is min(every, first + t // patience). From 1 with patience 5 to 10 that is ten refreshes more than a fixed interval,
-once. Steps of matched root mean square keep their length whatever the inverse is: they start at 3, with patience 40, which costs as much in the first
-sixty steps and keeps inverses younger in the two hundred after them (recipe char-gpt, one seed, loss after 150 steps: 2.33
-against 2.44; patience 20 from 1 comes to 2.30 with half as many refreshes again).
+once. Steps of matched root mean square keep their length whatever the inverse is: they start at 3, with patience 40, which
+costs as much in the first sixty steps and keeps inverses younger in the two hundred after them (recipe char-gpt, one seed,
+loss after 150 steps: 2.33 against 2.44; patience 20 from 1 comes to 2.30 with half as many refreshes again).
 
 Staggered, each stack has a phase p in [0, every) and is due where t mod ℓ = ⌊p ℓ/every⌋, ℓ the interval at step t, and whenever
 its last time is ℓ steps ago or more. It captures then, and is refreshed one step later: a capture costs about as much as a
