@@ -129,6 +129,7 @@ def test_a_machine_that_states_no_time_to_converge_takes_fifty_time_constants() 
         {"resistance": 1e-200, "capacitance": 1e-200},
         {"resistance": 1e200, "capacitance": 1e200},
         {"tau": 1e300, "settle_taus": 1e300},
+        {"tau": 1e-6, "settle_taus": 1e200},
         {"resistance": 1e-170, "capacitance": 1e170, "inductance": 1.0},
         {"resistance": 1.0, "capacitance": 1e-320, "temperature": 1e300},
         *({name: value, "tau": 1e-6} for name in ("noise_volts_rms", "bandwidth") for value in (math.nan, math.inf)),

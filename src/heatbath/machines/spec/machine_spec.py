@@ -54,7 +54,7 @@ class MachineSpec:
     coupling: str | None = _text(
         "'capacitive': the matrix is held in capacitances, only the covariance is its inverse; None: resistive"
     )
-    settle_taus: float | None = _number("stated time to converge, in units of tau", "tau")
+    settle_taus: float | None = _number("stated time to converge, in units of tau", "tau", 0.0, 1e30)
     amplifier_gain: float | None = _number("open-loop gain of the amplifiers of a closed loop; None: infinite", "")
     full_scale_volts: float | None = _number("voltage that stands for 1; None: 1 V", "V")
     rail_volts: float | None = _number("voltage at which a cell saturates; None: never", "V")
