@@ -229,3 +229,11 @@ def test_relative_damping_of_corrected_eigenvalues_is_that_of_their_own_spectrum
     eye = torch.eye(2)[None]
     damped = RelativeDamping(exact=True)(EigenCorrected(eye, eye, values), torch.tensor([0.1]))
     torch.testing.assert_close(damped.dense(), torch.diag(values.flatten() + 0.1 * math.sqrt(30 / 4))[None])
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-44, 1e-40])
+def test_a_direction_too_small_to_be_scaled_moves_nothing(size):
+    """Its norm is subnormal, so that 0.2/rms overflows: found by `benchmarks/fuzz.py networks --seed 3`."""
+    p = torch.zeros(1)
+    (value,) = MatchedRMS()({p: torch.full((1,), size)}, torch.tensor(True)).values()
+    assert torch.equal(value, torch.zeros(1))

@@ -107,7 +107,7 @@ class MatchedRMS:
             raise ValueError(f"rms must be positive, got {self.rms}")
 
     def __call__(self, values: Mapping[Tensor, Tensor], finite: Tensor) -> dict[Tensor, Tensor]:
-        """The directions with their root mean square matched; zeros stay zeros.
+        """The directions with their root mean square matched; zeros stay zeros, and so do norms too small to divide by.
 
         Args:
             values: direction by parameter.
@@ -116,7 +116,8 @@ class MatchedRMS:
         directions = list(values.values())
         norms = torch.stack(torch._foreach_norm(directions))
         sizes = upload([math.sqrt(v.numel()) for v in directions], norms.device, norms.dtype)
-        scales = torch.where(finite & (norms > 0), self.rms * sizes / norms, 0.0)
+        scales = self.rms * sizes / norms
+        scales = torch.where(finite & scales.isfinite(), scales, 0.0)
         return dict(zip(values, torch._foreach_mul(directions, list(scales.unbind())), strict=True))
 
 
